@@ -1,0 +1,63 @@
+# Needs only make and Python 3.11 to 3.13. The first call fills .venv; it is filled anew when the pins change.
+PYTHON ?= python3
+READY  := .venv/.ready
+RUN    := PATH="$(CURDIR)/.venv/bin:$$PATH"
+PACE   := OMP_NUM_THREADS=1
+
+.PHONY: help demo test test-all lab docs docs-check readme prepare clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
+
+demo: $(READY) ## generate puzzles, train, evaluate, solve one: runs/demo/report.html
+	@$(RUN) python -m trm_nb.run demo
+
+test: $(READY) ## notebooks and library in step, nbdev_test, pytest with coverage
+	@echo "== notebooks, library and README in step"
+	@$(RUN) python tests/tooling/check_sync.py
+	@echo "== notebooks"
+	@$(RUN) $(PACE) nbdev_test --n_workers 2 --timing
+	@echo "== pytest"
+	@$(RUN) $(PACE) python -m pytest tests -m "not slow" -n 2 --dist loadgroup --durations 10 --cov trm_nb --cov-config tests/tooling/coverage.ini --cov-report term
+
+test-all: $(READY) docs-check ## the slow tier: every page, slow cells and slow tests
+	@echo "== system packages"
+	@sh tests/tooling/system_packages.sh
+	@echo "== slow cells"
+	@grep -rlE '"#\| *slow' nbs --include '*.ipynb' | $(RUN) $(PACE) xargs -r -n 1 nbdev_test --n_workers 0 --flags slow --path
+	@echo "== slow tests"
+	@$(RUN) $(PACE) python -m pytest tests -m slow --durations 10
+
+lab: $(READY) ## JupyterLab on the tutorials
+	$(RUN) jupyter lab --LabApp.default_url=/lab/tree/nbs/tutorials
+
+docs: $(READY) ## the website in _docs, with Quarto
+	@command -v quarto >/dev/null || { echo "Quarto is not installed (https://quarto.org/docs/get-started); make docs-check renders every page without it"; exit 1; }
+	$(RUN) nbdev_proc_nbs
+	cd _proc && quarto render --no-cache
+	rm -rf _docs && mv _proc/_docs _docs
+
+docs-check: $(READY) ## render every page without Quarto; fail on broken pages, links and missing docstrings
+	@echo "== pages"
+	@$(RUN) $(PACE) python tests/tooling/docs_check.py
+
+readme: $(READY) ## README.md from nbs/index.ipynb
+	@$(RUN) python tests/tooling/make_readme.py
+
+prepare: $(READY) ## before a commit: export, clean, sidebar, README
+	@$(RUN) nbdev_export
+	@$(RUN) nbdev_clean
+	@$(RUN) python tests/tooling/make_sidebar.py
+	@$(RUN) python tests/tooling/make_readme.py
+
+clean: ## remove what was built; .venv, data and runs stay
+	rm -rf _proc _docs build dist .pytest_cache .coverage coverage.xml
+	find nbs tests trm_nb -name __pycache__ -prune -exec rm -rf {} +
+
+$(READY): settings.ini setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, this is %d.%d: make PYTHON=python3.12" % v)'
+	@echo "== filling .venv: some minutes the first time"
+	@$(PYTHON) -m venv .venv || { echo "python3 cannot make an environment; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
+	.venv/bin/python -m pip install --constraint constraints.txt --editable '.[dev,wandb,arc]'
+	@touch $@
