@@ -1,0 +1,61 @@
+"""The wheel, in an empty environment and outside any clone."""
+import importlib.util, os, shutil, subprocess, sys, venv
+from pathlib import Path
+import pytest
+
+pytestmark = pytest.mark.slow
+SOURCES = 'trm_nb experiments setup.py settings.ini pyproject.toml MANIFEST.in README.md LICENSE constraints.txt'.split()
+ALONE = {k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'VIRTUAL_ENV') and not k.startswith('TRM_')}
+
+def call(*command, cwd):
+    "Run a command away from the clone; its output, or a failure that shows it."
+    done = subprocess.run([str(c) for c in command], cwd=cwd, env=ALONE, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, f'{command}\n{done.stdout[-4000:]}'
+    return done.stdout
+
+def copied(root, folder):
+    "A copy of what is packaged, so that building leaves nothing in the clone."
+    for name in SOURCES:
+        copy = shutil.copytree if (root/name).is_dir() else shutil.copy
+        copy(root/name, folder/name)
+    return folder
+
+@pytest.fixture(scope='module')
+def wheel(root, tmp_path_factory):
+    source, out = tmp_path_factory.mktemp('source'), tmp_path_factory.mktemp('wheel')
+    call(sys.executable, '-m', 'pip', 'wheel', copied(root, source), '--no-deps', '--wheel-dir', out, cwd=out)
+    return next(out.glob('*.whl'))
+
+@pytest.fixture(scope='module')
+def installed(root, wheel, tmp_path_factory):
+    "Programs of an environment that holds the wheel and what it needs, nothing else."
+    home = tmp_path_factory.mktemp('home')
+    venv.create(home/'env', with_pip=True)
+    call(home/'env/bin/python', '-m', 'pip', 'install', '-c', root/'constraints.txt', wheel, cwd=home)
+    return home/'env/bin'
+
+FIND = '''
+import trm_nb
+from trm_nb.data.resources import experiments_path
+print(trm_nb.__file__)
+print(experiments_path())
+print(*sorted(p.relative_to(experiments_path()).as_posix() for p in experiments_path().rglob("*") if p.is_file()))
+'''
+
+def test_experiments_are_inside(root, installed, tmp_path):
+    package, folder, names = call(installed/'python', '-c', FIND, cwd=tmp_path).splitlines()
+    assert Path(folder) == Path(package).parent/'experiments'
+    shipped = [p.relative_to(root/'experiments') for p in (root/'experiments').rglob('*') if p.is_file()]
+    assert set(names.split()) == {p.as_posix() for p in shipped if not any(part[0] == '.' for part in p.parts)}
+
+def test_nothing_optional_is_needed(installed, tmp_path):
+    call(installed/'python', '-m', 'pip', 'check', cwd=tmp_path)
+    assert 'wandb' not in call(installed/'python', '-m', 'pip', 'list', cwd=tmp_path).split()
+
+@pytest.mark.skipif(not importlib.util.find_spec('trm_nb.cli'), reason='no command line yet')
+def test_train_and_solve(installed, tmp_path):
+    trm = installed/'trm'
+    call(trm, 'data', 'sudoku', '--source', 'generate', '--size', 4, '--subsample', 200, '--seed', 0, '--out', 'data', cwd=tmp_path)
+    call(trm, 'train', 'demo', 'data.path=data', cwd=tmp_path)
+    answer = call(trm, 'solve', 'runs/demo', '1..4..1..3..2..3', cwd=tmp_path)
+    assert sum(c in '1234' for c in answer) >= 16
