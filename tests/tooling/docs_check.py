@@ -97,12 +97,16 @@ def undocumented(package):
     return [f'{path.relative_to(package.parent)}:{node.lineno}: {node.name} has no docstring' for path, tree in trees.items()
             for node in public(tree.body) if not ast.get_docstring(node) and not again(node)]
 
-def main():
-    "Process, render, check."
-    config = get_config(path=ROOT)
+def processed():
+    "The folder of notebooks as nbdev prepares them for Quarto; their imports and exported cells are run for this."
     shutil.rmtree(ROOT/'_proc', ignore_errors=True)
     refresh_quarto_yml()
-    folder = proc_nbs(force=True, n_workers=2)
+    try: return proc_nbs(force=True, n_workers=2)
+    except Exception as e: sys.exit(f'a notebook cannot be processed: {e}')
+
+def main():
+    "Process, render, check."
+    config, folder = get_config(path=ROOT), processed()
     pages, sources, broken = rendered(folder)
     complaints = broken + links(pages, sources, folder, f'{config.doc_host}{config.doc_baseurl}')
     complaints += sidebar(folder) + undocumented(ROOT/'trm_nb')
