@@ -30,7 +30,7 @@ test-all: $(READY) docs-check ## the slow tier: every page, slow cells and slow 
 	@$(RUN) $(PACE) python -m pytest tests -m slow --durations 10
 
 lab: $(READY) ## JupyterLab on the tutorials
-	$(RUN) jupyter lab --LabApp.default_url=/lab/tree/nbs/tutorials
+	$(RUN) jupyter lab --LabApp.default_url=/lab/tree/nbs/tutorials $$([ "$$(id -u)" != 0 ] || echo --allow-root)
 
 docs: $(READY) ## the website in _docs, with Quarto
 	@command -v quarto >/dev/null || { echo "Quarto is not installed (https://quarto.org/docs/get-started); make docs-check renders every page without it"; exit 1; }
