@@ -1,0 +1,225 @@
+"""The command line: help with examples that hold, and every mistake told in one line with exit code 2, nothing written."""
+import errno, hashlib, json, os, re, shlex, shutil, subprocess, sys
+from pathlib import Path
+from unittest.mock import patch
+import numpy as np
+import pytest
+import torch
+from trm_nb import cli, run
+from trm_nb.data.format import PuzzleDataset
+from trm_nb.data.sudoku import write_generated
+from trm_nb.learn.checkpoint import saved_steps
+from trm_nb.learn.trainer import Trainer
+from trm_nb.models.act import PuzzleShape
+from trm_nb.models.pretrained import save_pretrained
+from trm_nb.models.zoo import build_model
+from trm_nb.run import shape_of
+from trm_nb.tools.doctor import VARIABLES
+
+SMALL = dict(name='trm', hidden_size=32, num_heads=2, H_cycles=1, L_cycles=1, puzzle_emb_ndim=0, puzzle_emb_len=1, halt_max_steps=2)
+TRAIN = ['train', 'demo', 'data.path=data', 'device=cpu', 'model.hidden_size=32', 'learn.steps=4', 'learn.batch_size=16']
+PUZZLE = '53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79'
+ANSWER = '534678912672195348198342567859761423426853791713924856961537284287419635345286179'
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+    "A dataset of 4x4 Sudoku, and a checkpoint for it."
+    folder = tmp_path_factory.mktemp('made')
+    write_generated(folder/'data', size=4, train=40, test=12, seed=0)
+    act = build_model(SMALL, shape_of(PuzzleDataset.read(folder/'data', 'train')))
+    save_pretrained(act, folder/'model', 'sudoku-4x4', step=1)
+    return folder
+
+@pytest.fixture
+def here(made, tmp_path, monkeypatch):
+    "A working directory with a copy of both."
+    for name in ('data', 'model'): shutil.copytree(made/name, tmp_path/name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+def tree(folder):
+    "Every path below a folder, with a hash of what it holds."
+    return {p.relative_to(folder).as_posix(): p.is_file() and hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob('*')}
+
+@pytest.fixture
+def refused(here, capsys):
+    "Calls a command that must fail for a user's mistake; gives its one line."
+    def call(*args):
+        before = tree(here)
+        assert cli.call([str(a) for a in args]) == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1 and lines[0].startswith('trm'), lines
+        assert tree(here) == before, 'something was written'
+        return lines[0]
+    return call
+
+# help
+
+@pytest.mark.parametrize('path', cli.COMMANDS)
+def test_help_has_examples_that_parse(path, capsys):
+    "What the help shows can be typed: options and arguments exist."
+    assert cli.call([*path.split(), '--help']) == 0
+    examples = re.findall(r'^ +(trm .*)$', capsys.readouterr().out, re.M)
+    assert examples and all(e.startswith(f'trm {path}') for e in examples)
+    for example in examples:
+        target, _ = cli.COMMANDS[path]
+        cli.load_command(target, path).make_context(path, shlex.split(example)[1 + len(path.split()):])
+
+def test_overview_imports_nothing_heavy():
+    code = "import sys, trm_nb.cli; trm_nb.cli.call(['--help']); print(*{'torch', 'numpy', 'matplotlib', 'huggingface_hub', 'rich'} & set(sys.modules))"
+    said = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
+    assert 'Commands:' in said and said.splitlines()[-1] == ''
+
+def test_dry_run(here, capsys):
+    before = tree(here)
+    assert cli.call([*TRAIN, '--nproc', '2', '--dry-run']) == 0
+    said = capsys.readouterr().out
+    assert 'hidden_size: 32' in said and '--nproc-per-node 2' in said and tree(here) == before
+
+def test_entry(tmp_path):
+    "As a user's shell sees it: exit code, one line, no traceback; a closed pipe is no error to talk about."
+    trm = [sys.executable, '-m', 'trm_nb.cli']
+    wrong = subprocess.run([*trm, 'trian'], capture_output=True, text=True, cwd=tmp_path)
+    assert wrong.returncode == 2 and wrong.stdout == '' and "'train'" in wrong.stderr and wrong.stderr.count('\n') == 1
+    piped = subprocess.run(shlex.join([*trm, '--help']) + ' | head -n 1', shell=True, capture_output=True, text=True, cwd=tmp_path)
+    assert piped.stderr == ''
+
+# a config
+
+@pytest.mark.parametrize('pairs, said', [
+    (['learn.batchsize=3'], "unknown setting 'learn.batchsize': did you mean 'batch_size'?"), (['lern.lr=1'], "did you mean 'learn'?"),
+    (['model.H_cycle=2'], "did you mean 'H_cycles'?"), (['model.name=trn'], "did you mean 'trm'?"),
+    (['learn.lr=fast'], "'learn.lr'"), (['learn.steps=1.5'], "'learn.steps'"), (['model.mlp_t=perhaps'], "'model.mlp_t'"), (['learn.lr=-1'], "'learn.lr'"),
+    (['learn.lr'], 'write key=value'), (['plugins=[no_such_module]'], "plugin 'no_such_module'"), (['device=cuda:77'], "device 'cuda:77' is not on this machine"),
+    (['learn.batch_size=16', '--nproc', '3'], 'cannot be divided among 3 ranks'), (['learn.micro_batch=5'], 'does not divide'),
+    (['data.path=nowhere'], "no folder 'nowhere'"), (['--resume'], 'no checkpoint to resume'), (['--nnodes', '2'], '--rendezvous'), (['--no-such-option'], '--no-such-option')])
+def test_config(pairs, said, refused): assert said in refused(*TRAIN, *pairs)
+
+def test_preset(refused): assert "did you mean 'demo'?" in refused('train', 'dmo')
+
+def test_unknown_key_in_yaml(here, refused):
+    (here/'mine.yaml').write_text('preset: demo\nlearn: {stepps: 3}\n')
+    assert "did you mean 'steps'?" in refused('train', 'mine.yaml')
+
+# a CSV file
+
+def csv_with(here, puzzle, answer):
+    "A file whose third line is that pair."
+    path = here/'puzzles.csv'
+    path.write_text('\n'.join(['source,question,answer,rating', f'a,{PUZZLE},{ANSWER},0', f'a,{puzzle},{answer},0']) + '\n')
+    return path
+
+@pytest.mark.parametrize('puzzle, answer', [
+    (PUZZLE[:80], ANSWER), (PUZZLE, ANSWER[:80]), ('9' + PUZZLE[1:], ANSWER), (PUZZLE, ANSWER[::-1]), ('x' + PUZZLE[1:], ANSWER)],
+    ids=['80 characters', 'answer of 80', 'contradiction', 'other answer', 'letter'])
+def test_csv(puzzle, answer, here, refused):
+    csv_with(here, puzzle, answer)
+    assert 'line 3' in refused('data', 'sudoku', '--source', 'puzzles.csv', '--out', 'new')
+
+def test_good_csv(here, capsys):
+    csv_with(here, PUZZLE, ANSWER)
+    assert cli.call(['data', 'sudoku', '--source', 'puzzles.csv', '--out', 'new']) == 0
+    assert len(PuzzleDataset.read('new', 'train')) == 2
+
+# a dataset folder
+
+def misfit(folder, name, change):
+    file = folder/f'data/train/all__{name}.npy'
+    a = np.load(file)
+    change(a)
+    np.save(file, a)
+
+DAMAGE = {
+    'missing': lambda d: (d/'data/train/all__labels.npy').unlink(),
+    'truncated': lambda d: os.truncate(d/'data/train/all__inputs.npy', 300),
+    'must increase': lambda d: misfit(d, 'puzzle_indices', lambda a: a.__setitem__(3, 99)),
+    'ends at': lambda d: misfit(d, 'group_indices', lambda a: a.__setitem__(-1, a[-1] + 5)),
+    'outside the vocabulary': lambda d: misfit(d, 'inputs', lambda a: a.__setitem__((0, 0), 77)),
+    'outside 0 to': lambda d: misfit(d, 'puzzle_identifiers', lambda a: a.__setitem__(2, 9)),
+    'dataset.json': lambda d: (d/'data/train/dataset.json').write_text('{"pad_id": 0'),
+}
+
+@pytest.mark.parametrize('said', DAMAGE)
+def test_dataset(said, here, refused):
+    DAMAGE[said](here)
+    line = refused(*TRAIN)
+    assert said in line and 'data/train' in line
+
+def test_no_test_split(here, refused):
+    shutil.rmtree(here/'data/test')
+    assert 'evaluate.evaluators=[]' in refused(*TRAIN)
+
+# a checkpoint
+
+def test_checkpoint_of_other_puzzles(here, refused):
+    save_pretrained(build_model(SMALL, PuzzleShape(8, 36)), here/'other', 'sudoku-6x6')
+    assert 'vocab_size 8' in refused('eval', 'other', '--data', 'data', '--device', 'cpu')
+
+def test_checkpoint_of_other_shape(here, refused):
+    file = here/'model/metadata.json'
+    values = json.loads(file.read_text())
+    values['model']['hidden_size'] = 64
+    file.write_text(json.dumps(values))
+    assert 'the model needs' in refused('eval', 'model', '--data', 'data', '--device', 'cpu')
+
+def test_damaged_checkpoint(here, refused):
+    os.truncate(here/'model/model.safetensors', 100)
+    assert 'damaged' in refused('eval', 'model', '--data', 'data', '--device', 'cpu')
+
+@pytest.mark.parametrize('args, said', [
+    (['solve', 'model', '1234'], '16'), (['solve', 'model', '12345678........'], 'cell 5'), (['eval', 'model', '--data', 'nowhere'], 'nowhere'),
+    (['solve', 'modle', '1' * 16], "no checkpoint 'modle'"), (['info', 'demmo'], 'demmo'), (['eval', 'model'], '--data')])
+def test_solve_eval_info(args, said, refused): assert said in refused(*args)
+
+# in mid-run
+
+@pytest.fixture
+def in_process(monkeypatch):
+    "The rank runs in this process, in place of torchrun."
+    def wait(command): return run.main(command[command.index('trm_nb.run') + 1:])
+    monkeypatch.setattr(run, 'run_and_wait', wait)
+
+@pytest.mark.parametrize('micro, said', [([], 'learn.micro_batch=8'), (['learn.micro_batch=4'], 'learn.micro_batch=2'), (['learn.micro_batch=1'], 'smaller model')])
+def test_out_of_memory(micro, said, here, capsys, in_process, monkeypatch):
+    "As CUDA reports it, in the first step: the next smaller micro-batch is named, no checkpoint is left."
+    def step(self): raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 has ...')
+    monkeypatch.setattr(Trainer, 'step', step)
+    assert cli.call([*TRAIN, *micro]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1] # behind the progress bar
+    assert 'trm: out of memory' in last and said in last
+    assert saved_steps(here/'runs/demo/checkpoints') == []
+
+def test_full_disk(here, capsys, in_process, monkeypatch):
+    def full(*_): raise OSError(errno.ENOSPC, 'No space left on device', 'runs/demo/config.yaml')
+    monkeypatch.setattr(run, 'write_text', full)
+    assert cli.call(TRAIN) == 2
+    assert capsys.readouterr().err.strip() == 'trm: the disk is full: runs/demo/config.yaml'
+
+def test_trains(here, capsys, in_process):
+    "The same call without a mistake."
+    assert cli.call(TRAIN) == 0
+    assert saved_steps(here/'runs/demo/checkpoints') == [4]
+    assert cli.call(TRAIN) == 2 and 'already holds a run' in capsys.readouterr().err
+
+# the environment
+
+def environment_reads(text):
+    "Names of the variables that a source reads."
+    return set(re.findall(r'''environ(?:\.get\(|\.setdefault\(|\[)\s*f?["']([A-Z_]+)["']''', text) + re.findall(r'''getenv\(["']([A-Z_]+)''', text))
+
+def test_every_variable_is_listed(root):
+    found = {name for p in (root/'trm_nb').rglob('*.py') for name in environment_reads(p.read_text())}
+    assert found and found <= set(VARIABLES), 'add it to tools.doctor'
+
+def test_env_file(here, capsys):
+    (here/'.env').write_text('HF_TOKEN=hf_secret\nHF_HOME=/from/file\n')
+    with patch.dict(os.environ, HF_HOME='/from/environment'):
+        os.environ.pop('HF_TOKEN', None)
+        assert cli.call(['env']) == 0
+        assert os.environ['HF_TOKEN'] == 'hf_secret'
+    said = capsys.readouterr().out
+    assert '/from/environment' in said and '/from/file' not in said and 'hf_secret' not in said
+
+def test_doctor(capsys):
+    assert cli.call(['doctor', '--json']) in (0, 1)
+    assert {'Python', 'torch', 'cores'} <= {f['about'] for f in json.loads(capsys.readouterr().out)['findings']}
