@@ -111,14 +111,28 @@ def row_keys(
     return mix64(mix64(rows.astype(np.uint64) + place).sum(1, dtype=np.uint64))
 
 # %% ../../nbs/01_data/02_format.ipynb #c010
-_HOMES = {'sudoku': 'trm_nb.data.sudoku', 'sudoku-6x6': 'trm_nb.data.sudoku', 'sudoku-4x4': 'trm_nb.data.sudoku', 'maze': 'trm_nb.data.augment'}
+_HOMES = {'sudoku': 'trm_nb.data.sudoku', 'maze': 'trm_nb.data.maze'} # by what stands before the first '-'
 _KNOWN = {(11, 81): 'sudoku', (8, 36): 'sudoku-6x6', (6, 16): 'sudoku-4x4', (6, 900): 'maze', (12, 900): 'arc'}
 
 class _Puzzles(Registry):
-    "Registry that imports the library's own puzzles when they are asked for."
+    "Registry that imports the library's own puzzles when they are asked for, and makes those of a size nobody asked for yet."
+    def __init__(self, kind):
+        super().__init__(kind)
+        self.makers = []
+
+    def maker(self,
+        make, # name -> Puzzle, or None where the name is not of its kind
+    ):
+        "Decorator for a function that makes puzzles by name, such as 'maze-10x10'."
+        self.makers.append(make)
+        return make
+
     def __missing__(self, name):
-        if name in _HOMES and importlib.import_module(_HOMES[name]) and name in self: return self[name]
-        raise UserError(f"unknown {self.kind} '{name}': {suggest(str(name), {*self, *_HOMES})}")
+        home = _HOMES.get(str(name).partition('-')[0])
+        if home and importlib.import_module(home) and name in self: return self[name]
+        made = next(filter(None, (make(str(name)) for make in self.makers)), None)
+        if not made: raise UserError(f"unknown {self.kind} '{name}': {suggest(str(name), {*self, *_HOMES, *_KNOWN.values()})}")
+        return self.setdefault(name, made)
 
 PUZZLES = _Puzzles('puzzle')
 PUZZLES['arc'] = Puzzle('arc', (30, 30), 12, symbols='_|0123456789', offset=2)
