@@ -5,6 +5,7 @@ from execnb.nbio import read_nb
 from execnb.shell import CaptureShell
 from trm_nb import cli
 from trm_nb.config import load_config
+from trm_nb.data.format import PUZZLES
 from trm_nb.tools.new import SKELETONS
 
 @pytest.fixture
@@ -36,6 +37,15 @@ def test_plugin_registers(kind, here):
     load_config('demo', f'plugins=[{name}]')
     assert name in SKELETONS[kind].registry
     del sys.modules[name], SKELETONS[kind].registry[name]
+
+def test_plugin_on_the_command_line(here, capsys):
+    assert cli.call(['new', 'puzzle', 'square']) == 0
+    import square
+    square.write('data', train=20, test=5)
+    del PUZZLES['square'], sys.modules['square']
+    assert cli.call(['data', 'check', 'data']) == 2 and "unknown puzzle 'square'" in capsys.readouterr().err
+    assert cli.call(['--plugin', 'square', 'data', 'check', 'data']) == 0
+    assert cli.call(['--plugin', 'sqare', 'data', 'check', 'data']) == 2 and "plugin 'sqare'" in capsys.readouterr().err
 
 @pytest.mark.parametrize('args, said', [
     (['new', 'modle', 'x'], "did you mean 'model'?"), (['new', 'model', 'My-Model'], 'small letters'),

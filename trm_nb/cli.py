@@ -71,7 +71,10 @@ def _version(asked:bool):
         print(trm_nb.__version__)
         raise typer.Exit()
 
-def _overview(version:Annotated[bool, typer.Option('--version', callback=_version, is_eager=True, help='Show the version.')]=False):
+def _overview(
+    plugin: Annotated[list[str], typer.Option(metavar='MODULE', help='Import a module first that brings puzzles or models of your own; may be repeated.')] = [],
+    version: Annotated[bool, typer.Option('--version', callback=_version, is_eager=True, help='Show the version.')] = False,
+):
     """Tiny recursive reasoners: build puzzles, train, evaluate, look inside.
 
     Examples:
@@ -80,8 +83,13 @@ def _overview(version:Annotated[bool, typer.Option('--version', callback=_versio
 
         trm solve runs/demo PUZZLE
 
+        trm --plugin my_puzzle eval runs/mine --data data/mine
+
         trm doctor
     """
+    if plugin:
+        from trm_nb.config import import_plugins
+        import_plugins(plugin)
 
 def build_app()->TyperGroup:
     "The group of all commands."

@@ -229,6 +229,7 @@ listed('CXX', 'C++ compiler of torch.compile', 'g++')
 listed('RANK', 'number of this process, set by torchrun', '0')
 listed('LOCAL_RANK', 'number of this process on its machine, set by torchrun', '0')
 listed('WORLD_SIZE', 'number of processes, set by torchrun', '1')
+listed('LOGLEVEL', 'how much torchrun says, as INFO', 'CRITICAL')
 listed('TRM_SHARED', 'folder of real data for tests and notebooks', 'shared/ beside the clone')
 listed('TRM_GOLDEN', 'folder of recorded results for tests', 'tests/golden')
 

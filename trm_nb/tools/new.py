@@ -7,7 +7,7 @@ __all__ = ['SKELETONS', 'Skeleton', 'Place', 'project_of', 'place', 'check_name'
            'new_command']
 
 # %% ../../nbs/60_tools/02_new.ipynb #c002
-import importlib.util, json, keyword, re
+import importlib.util, json, keyword, os, re
 from configparser import ConfigParser
 from dataclasses import dataclass
 from pathlib import Path
@@ -349,17 +349,19 @@ _IN_PROJECT = '''
 == text
 ## Use it
 
-`nbdev_export` writes the module; then a config takes it as a plugin:
+`nbdev_export` writes the module. A config takes it as a plugin; other commands are told of it:
 
     @use@
+    trm --plugin @plugin@ eval runs/demo --data DIR
 '''
 _ALONE = '''
 == text
 ## Use it
 
-The next cell writes the exported cells to `@name@.py`. In that folder, a config takes it as a plugin:
+The next cell writes the exported cells to `@name@.py`. In that folder, a config takes it as a plugin; other commands are told of it:
 
     @use@
+    trm --plugin @plugin@ eval runs/demo --data DIR
 == code
 from trm_nb.tools.new import export_notebook
 export_notebook('@name@.ipynb')
@@ -426,4 +428,4 @@ def new_command(
     """
     at = new(kind, name, out)
     use = SKELETONS[kind].use.replace('@name@', name).replace('@plugin@', at.plugin)
-    print(f'{at.notebook}' + ('' if at.alone else '; nbdev_export makes its module') + f'\nuse it: {use}' + (f' (in {at.notebook.parent})' if at.alone and at.notebook.parent != Path('.') else ''))
+    print(os.path.relpath(at.notebook) + ('' if at.alone else '; nbdev_export makes its module') + f'\nuse it: {use}' + (f' (in {at.notebook.parent})' if at.alone and at.notebook.parent != Path('.') else ''))
