@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PUZZLES', 'Puzzle', 'mix64', 'row_keys', 'DatasetMetadata', 'puzzle_of', 'PuzzleSet', 'describe', 'check_set',
-           'splits_of', 'PuzzleDataset', 'merge_sets', 'write_dataset', 'Overlap', 'overlap']
+           'splits_of', 'PuzzleDataset', 'merge_sets', 'dataset_folder', 'write_dataset', 'Overlap', 'overlap']
 
 # %% ../../nbs/01_data/02_format.ipynb #c002
 import importlib, json, os, shutil
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
@@ -94,6 +95,18 @@ class Puzzle:
         "Number of broken rules in each answer; 0 says that it is a solution."
         return None
 
+    def training_symmetry(self,
+        dataset, # a PuzzleDataset of this kind
+    )->object|None:
+        "The symmetry that a loader draws anew for each training example."
+        return self.symmetry
+
+    def copies(self,
+        dataset, # a PuzzleDataset of this kind
+        arrays, # its PuzzleSet, or the first groups of it
+    )->object|None:
+        "Augmented puzzles that the loader makes from the stored ones (as data.arc's); None: it takes them as stored."
+
 # %% ../../nbs/01_data/02_format.ipynb #c008
 def mix64(
     x:np.ndarray, # uint64
@@ -111,7 +124,7 @@ def row_keys(
     return mix64(mix64(rows.astype(np.uint64) + place).sum(1, dtype=np.uint64))
 
 # %% ../../nbs/01_data/02_format.ipynb #c010
-_HOMES = {'sudoku': 'trm_nb.data.sudoku', 'maze': 'trm_nb.data.maze'} # by what stands before the first '-'
+_HOMES = {'sudoku': 'trm_nb.data.sudoku', 'maze': 'trm_nb.data.maze', 'arc': 'trm_nb.data.arc'} # by what stands before the first '-'
 _KNOWN = {(11, 81): 'sudoku', (8, 36): 'sudoku-6x6', (6, 16): 'sudoku-4x4', (6, 900): 'maze', (12, 900): 'arc'}
 
 class _Puzzles(Registry):
@@ -135,7 +148,6 @@ class _Puzzles(Registry):
         return self.setdefault(name, made)
 
 PUZZLES = _Puzzles('puzzle')
-PUZZLES['arc'] = Puzzle('arc', (30, 30), 12, symbols='_|0123456789', offset=2)
 
 # %% ../../nbs/01_data/02_format.ipynb #c014
 class DatasetMetadata(BaseModel):
@@ -152,6 +164,7 @@ class DatasetMetadata(BaseModel):
     total_puzzles:int|None=None # puzzles in all sets (older writers leave it out)
     sets:list[str] # prefixes of the array files
     puzzle:str|None=None # kind of puzzle (ours)
+    on_the_fly:bool|None=None # true: the loader makes the augmented copies that identifiers.json names (ours)
 
 def puzzle_of(
     metadata:DatasetMetadata, # of a dataset
@@ -185,6 +198,16 @@ class PuzzleSet:
         n = len(inputs)
         index = lambda step: np.arange(0, n + 1, step, dtype=np.int32)
         return cls(inputs, labels, np.zeros(n, np.int32), index(1), index(group_size), ratings)
+
+    @property
+    def starts(self)->np.ndarray: # int64 (P,)
+        "The first example of each puzzle."
+        return np.asarray(self.puzzle_indices[:-1], np.int64)
+
+    @property
+    def sizes(self)->np.ndarray: # int64 (P,)
+        "The number of examples of each puzzle."
+        return np.diff(np.asarray(self.puzzle_indices, np.int64))
 
     def arrays(self)->dict[str, np.ndarray]:
         "The arrays by the names of their files."
@@ -336,7 +359,8 @@ class PuzzleDataset:
     def fingerprint(self)->str:
         "16 hexadecimal digits that tell this data from any other, wherever it lies."
         arrays = [a for s in self.sets.values() for a in s.arrays().values()]
-        return fingerprint(self.metadata.model_dump(exclude={'puzzle'}), *arrays)
+        names = [self.identifiers] if self.metadata.on_the_fly else []
+        return fingerprint(self.metadata.model_dump(exclude={'puzzle'} if names else {'puzzle', 'on_the_fly'}), *arrays, *names)
 
     def __len__(self): return sum(map(len, self.sets.values()))
     def __repr__(self): return f'PuzzleDataset({self.path}/{self.split}: {self.puzzle.name}, {self.merged!r})'
@@ -367,13 +391,23 @@ def _check_place(path, splits):
     same = lambda m: (m.vocab_size, m.seq_len, m.num_puzzle_identifiers)
     for split in set(splits_of(path)) - set(splits):
         old = _load_metadata(path/split/'dataset.json')
-        for new, _ in splits.values():
+        for new in splits.values():
             if same(old) != same(new): raise UserError(f"{path} holds a split '{split}' of other puzzles (vocab_size {old.vocab_size}, seq_len {old.seq_len}): choose another place")
 
-def _write_split(folder, metadata, arrays):
-    folder.mkdir()
-    for name, a in arrays.arrays().items(): np.save(folder/f'{metadata.sets[0]}__{name}.npy', a)
-    write_json(folder/'dataset.json', metadata.model_dump(exclude_none=True), indent=None)
+@contextmanager
+def dataset_folder(
+    path:str|Path, # dataset folder to write, or to add splits to
+    splits:dict[str, DatasetMetadata], # the splits that will be written
+    identifiers:list[str]=('<blank>',), # names of the puzzle identifiers
+):
+    "Yields a folder that has everything but the arrays of `splits`; puts it in the place of `path` when the block ends well."
+    path = Path(path)
+    _check_place(path, splits)
+    with atomic_folder(path) as folder:
+        if path.exists(): shutil.copytree(path, folder, copy_function=_link, dirs_exist_ok=True, ignore=shutil.ignore_patterns('identifiers.json', *splits))
+        for split, metadata in splits.items(): write_json(folder/split/'dataset.json', metadata.model_dump(exclude_none=True), indent=None)
+        write_json(folder/'identifiers.json', list(identifiers), indent=None)
+        yield folder
 
 def write_dataset(
     path:str|Path, # dataset folder to write, or to add a split to
@@ -382,12 +416,10 @@ def write_dataset(
 )->Path:
     "Write splits in the official format, all or nothing."
     path = Path(path)
-    _check_place(path, splits)
     for split, (metadata, arrays) in splits.items(): check_set(arrays, metadata, f'{path/split/metadata.sets[0]}__')
-    with atomic_folder(path) as folder:
-        if path.exists(): shutil.copytree(path, folder, copy_function=_link, dirs_exist_ok=True, ignore=shutil.ignore_patterns('identifiers.json', *splits))
-        for split, (metadata, arrays) in splits.items(): _write_split(folder/split, metadata, arrays)
-        write_json(folder/'identifiers.json', list(identifiers), indent=None)
+    with dataset_folder(path, {split: metadata for split, (metadata, _) in splits.items()}, identifiers) as folder:
+        for split, (metadata, arrays) in splits.items():
+            for name, a in arrays.arrays().items(): np.save(folder/split/f'{metadata.sets[0]}__{name}.npy', a)
     return path
 
 # %% ../../nbs/01_data/02_format.ipynb #c034
