@@ -19,6 +19,8 @@ from .data.basics import UserError
 # %% ../nbs/92_cli.ipynb #c005
 COMMANDS = { # 'name' or 'group name': (module:function, line of the overview)
     'data sudoku': ('trm_nb.data.sudoku:sudoku_command', 'Build a Sudoku dataset from a CSV file, the Hub or a generator.'),
+    'data maze': ('trm_nb.data.maze:maze_command', 'Build a maze dataset from a CSV file, the Hub or a generator.'),
+    'data arc': ('trm_nb.data.arc:arc_command', 'Build an ARC dataset with its augmented copies.'),
     'data check': ('trm_nb.data.sudoku:check_command', 'Find puzzles that two datasets share, up to symmetry.'),
     'train': ('trm_nb.run:train_command', 'Train a model, on one process or many.'),
     'eval': ('trm_nb.evaluate.evaluator:eval_command', 'Score a checkpoint on a dataset or a CSV file.'),
