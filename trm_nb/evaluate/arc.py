@@ -271,7 +271,7 @@ class Arc(Evaluator):
         if not self.settings.sum_evaluations: self.tally = None
 
     def update(self, batch, index, step, out):
-        answer = dict(index=index, identifiers=batch['puzzle_identifiers'], q=out.q_halt.double(), tokens=out.logits.argmax(-1).to(torch.uint8))
+        answer = dict(index=index, identifiers=batch['puzzle_identifiers'], q=out.q_halt.float(), tokens=out.logits.argmax(-1).to(torch.uint8))
         if step > 1: self.answers.pop()
         self.answers.append(answer)
 
