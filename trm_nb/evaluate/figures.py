@@ -31,14 +31,14 @@ class Picture(Figure):
     def __init__(self,
         width:float, # inches
         height:float, # inches
-        dpi:int=110, # dots an inch
+        dpi:int=100, # dots an inch
     ): super().__init__(figsize=(width, height), dpi=dpi, layout='constrained', facecolor=COLOURS['paper'])
 
     def png(self)->bytes:
         "A PNG of 128 colours, a third of the usual size, cropped to what is drawn."
         full, small = io.BytesIO(), io.BytesIO()
         self.savefig(full, format='png', bbox_inches='tight', pad_inches=.06)
-        Image.open(full).convert('RGB').quantize(128, dither=Image.Dither.NONE).save(small, 'png', optimize=True)
+        Image.open(full).convert('RGB').quantize(128, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(small, 'png', optimize=True)
         return small.getvalue()
 
     def _repr_mimebundle_(self, include=None, exclude=None): return {'image/png': self.png(), 'text/plain': repr(self)}

@@ -1,0 +1,186 @@
+"""Metrics by hand-computed cases; evaluation by a model whose answers are known, on one rank and on two."""
+import json
+from pathlib import Path
+import numpy as np
+import pytest
+import torch
+from fake_model import KnownAnswers
+from trm_nb.data.basics import UserError
+from trm_nb.data.format import PUZZLES, PuzzleDataset, PuzzleSet, describe
+from trm_nb.evaluate.evaluator import EVALUATORS, EvaluateSettings, Evaluator, eval_command, evaluate, leakage, read_split, report, thin
+from trm_nb.evaluate.metrics import Score, by_bins, calibration, exact, halting_steps, token_accuracy, wilson
+
+SOLUTION = np.array([2, 3, 4, 5, 4, 5, 2, 3, 3, 2, 5, 4, 5, 4, 3, 2])
+SOLVED_AT, HALT_AT = [1, 2, 3, 9, 2, 9, 1], [0.5, 2.5, 1.5, 9, 3.5, 0.5, 9]
+
+
+def puzzles(n):
+    """n different 4x4 puzzles with the same solution, each with one more blank."""
+    return np.stack([np.where(np.arange(16) <= i, 1, SOLUTION) for i in range(n)])
+
+
+@pytest.fixture
+def data():
+    kind = PUZZLES['sudoku-4x4']
+    arrays = PuzzleSet.one_each(puzzles(7).astype(np.uint8), np.tile(SOLUTION, (7, 1)).astype(np.uint8), np.arange(7))
+    return PuzzleDataset(Path('made'), 'test', describe(kind, arrays), {'all': arrays})
+
+
+@pytest.fixture
+def model(): return KnownAnswers(puzzles(7), np.tile(SOLUTION, (7, 1)), SOLVED_AT, HALT_AT, 6)
+
+
+def score(model, data, **settings): return evaluate(model, data, EvaluateSettings(**settings), progress=False)
+
+
+def test_evaluation_by_value(model, data):
+    e = score(model, data, batch_size=3)
+    steps = np.arange(1, 5)
+    assert e.index.tolist() == list(range(7))
+    assert (e.correct == (steps >= np.array(SOLVED_AT)[:, None])).all()
+    assert e.q_halt == pytest.approx(steps - np.array(HALT_AT)[:, None])
+    assert e.halted_at.tolist() == [1, 3, 2, 4, 4, 1, 4]
+    assert e.exact().value == pytest.approx(5 / 7) and e.at(1).value == pytest.approx(2 / 7)
+    assert e.halting().value == pytest.approx(4 / 7)            # puzzle 2 stops before it is solved
+    assert e.accuracy[3, 0] == pytest.approx(12 / 16)           # four blanks left as they are
+    s = e.summary()
+    assert s['exact_accuracy'] == pytest.approx(5 / 7) and s['steps'] == pytest.approx(19 / 7) and s['puzzles'] == 7
+    assert s['q_halt_accuracy'] == pytest.approx(5 / 7)         # wrong on puzzle 5 (stops, unsolved) and 6 (solved, would go on)
+    assert [b[2].n for b in e.by_difficulty([0, 3, 6])] == [3, 4]
+
+
+def test_summary_is_json_without_clock(model, data):
+    a, b = score(model, data), score(model, data, batch_size=2)
+    assert json.loads(json.dumps(a.summary())) == b.summary()
+    assert not any('second' in k for k in a.summary())
+
+
+@pytest.mark.parametrize('batch_size', [2, 4, 6, 100])
+def test_two_ranks_equal_one(model, data, batch_size):
+    sent = []
+    def first(x): sent.append(x); return x
+    def second(x): return torch.cat([sent.pop(0), x])
+    settings, one = EvaluateSettings(batch_size=batch_size), score(model, data)
+    evaluate(model, data, settings, rank=0, world=2, gather=first, progress=False)
+    two = evaluate(model, data, settings, rank=1, world=2, gather=second, progress=False)
+    assert sent == []
+    for name in ('index', 'correct', 'accuracy', 'q_halt', 'halts', 'ratings'): assert (getattr(one, name) == getattr(two, name)).all(), name
+    assert one.summary() == two.summary()
+
+
+def test_rows_without_labels_do_not_count(model, data):
+    data.sets['all'].labels[[1, 4]] = 0
+    e = score(model, data, batch_size=4)
+    assert e.index.tolist() == [0, 2, 3, 5, 6] and e.ratings.tolist() == [0, 2, 3, 5, 6]
+    data.sets['all'].labels[:] = 0
+    with pytest.raises(UserError, match='no puzzle'): score(model, data)
+
+
+def test_fewer_steps_and_puzzles(model, data):
+    e = score(model, data, steps=2, max_puzzles=3)
+    assert e.index.tolist() == [0, 3, 6] and e.steps == 2
+    assert e.correct[:, -1].tolist() == [True, False, True]
+
+
+def test_nothing_waits_between_steps(model, data):
+    """Grades leave the device only once all batches are done: every step has run before the first .cpu()."""
+    seen, cpu = [], torch.Tensor.cpu
+    try:
+        torch.Tensor.cpu = lambda self, *a, **k: (seen.append(model.calls), cpu(self, *a, **k))[1]
+        score(model, data, batch_size=1)
+    finally: torch.Tensor.cpu = cpu
+    assert set(seen) == {7 * 4}
+
+
+def test_an_evaluator_sees_every_step_of_every_puzzle(model, data):
+    @EVALUATORS.register('count-for-test')
+    class Count(Evaluator):
+        def begin(self, dataset): self.seen, self.puzzles = torch.zeros(4), len(dataset)
+        def update(self, batch, index, step, out): self.seen[step - 1] += (index >= 0).sum()
+        def result(self, evaluation, gather): return dict(zip('abcd', gather(self.seen[None]).sum(0).tolist())) | dict(n=self.puzzles)
+    try: assert score(model, data, evaluators=['count-for-test'], batch_size=3).summary() == dict(a=7, b=7, c=7, d=7, n=7)
+    finally: del EVALUATORS['count-for-test']
+    assert score(model, data, evaluators=[]).summary() == {}
+
+
+def test_an_evaluator_may_remember(model, data):
+    class Sum(Evaluator):
+        total = 0
+        def result(self, evaluation, gather): self.total += len(evaluation.index); return dict(total=self.total)
+    mine = [Sum()]
+    for total in (7, 14): assert evaluate(model, data, progress=False, evaluators=mine).summary() == dict(total=total)
+
+
+def test_wrong_shape_is_refused(model, data):
+    data.metadata.vocab_size = 11
+    with pytest.raises(UserError, match='made for vocab_size 6'): score(model, data)
+
+
+def test_thin_keeps_groups_whole():
+    s = PuzzleSet(np.arange(8)[:, None], np.arange(8)[:, None], np.arange(5), np.array([0, 1, 3, 4, 6, 8]), np.array([0, 2, 3, 5]))
+    rows, part = thin(s, 2)
+    assert rows.tolist() == [0, 1, 2, 4, 5, 6, 7]
+    assert part.puzzle_indices.tolist() == [0, 1, 3, 5, 7] and part.group_indices.tolist() == [0, 2, 4] and part.puzzle_identifiers.tolist() == [0, 1, 3, 4]
+
+
+def test_leakage_sees_through_symmetry(data):
+    """The same puzzles with digits exchanged leak; the numbers say how many."""
+    kind = PUZZLES['sudoku-4x4']
+    swap = np.array([0, 1, 3, 2, 5, 4])
+    arrays = PuzzleSet.one_each(swap[puzzles(7)[2:4]].astype(np.uint8), swap[np.tile(SOLUTION, (2, 1))].astype(np.uint8))
+    train = PuzzleDataset(Path('train'), 'train', describe(kind, arrays), {'all': arrays})
+    found = leakage(train, data)
+    assert (found.checked, found.puzzles, found.solutions) == (7, 2, 7)
+    assert '2 of 7 test puzzles' in str(found) and found.summary()['puzzles'] == 2
+    assert leakage(train, data, max_puzzles=3).checked == 3
+
+
+def test_report(model, data):
+    text = report(score(model, data), torch.device('cpu'))
+    assert 'exact accuracy  71.4%' in text and 'puzzles/s' in text
+    assert [line.split()[:2] for line in text.splitlines()[4:8]] == [['1', '28.6%'], ['2', '57.1%'], ['3', '71.4%'], ['4', '71.4%']]
+
+
+def test_metrics_by_hand():
+    labels = np.array([[2, 3, -100], [-100] * 3, [2, 3, 4]])
+    answers = np.array([[2, 3, 9], [2, 2, 2], [2, 3, 3]])
+    assert exact(answers, labels).tolist() == [True, False, False]
+    assert token_accuracy(torch.tensor(answers), torch.tensor(labels)).tolist() == pytest.approx([1, 0, 2 / 3])
+    assert wilson(97, 100) == pytest.approx((.9155, .9897), abs=1e-4) and wilson(0, 5)[0] == 0
+    assert halting_steps([[-1, 1, -1], [-1, -1, -1]]).tolist() == [2, 3]
+    assert calibration([9, 9, -9, -9], [1, 1, 0, 1], 2).error == pytest.approx((2 * 0 + 2 * .5) / 4, abs=1e-3)
+    assert [s.n for *_, s in by_bins([1, 0, 1], [3, 3, 3])] == [3]
+    assert np.isnan(Score.of([]).value)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    from trm_nb.models.act import PuzzleShape
+    from trm_nb.models.pretrained import save_pretrained
+    from trm_nb.models.zoo import build_model
+    act = build_model(dict(name='trm', mlp_t=True, hidden_size=16, num_heads=2, H_cycles=1, L_cycles=1, puzzle_emb_ndim=0, puzzle_emb_len=1, halt_max_steps=3), PuzzleShape(6, 16))
+    return save_pretrained(act, tmp_path/'model', puzzle='sudoku-4x4')
+
+
+def write_csv(path, *rows):
+    symbols = '_.1234'
+    text = lambda tokens: ''.join(symbols[t] for t in tokens)
+    path.write_text('\n'.join(['source,question,answer,rating', *(f'made,{text(q)},{text(a)},{r}' for q, a, r in rows)]) + '\n')
+    return path
+
+
+def test_command_on_csv(checkpoint, tmp_path, capsys):
+    file = write_csv(tmp_path/'some.csv', *((q, SOLUTION, 3) for q in puzzles(5)))
+    eval_command(str(checkpoint), data=str(file), device='cpu', as_json=True)
+    out = json.loads(capsys.readouterr().out)
+    assert out['puzzles'] == 5 and len(out['by_step']) == 3 and 0 <= out['exact_accuracy'] <= 1
+    eval_command(str(checkpoint), data=str(file), device='cpu', steps=5)
+    assert 'after 5 steps' in capsys.readouterr().out
+
+
+def test_bad_input_is_one_line(checkpoint, tmp_path):
+    wrong = write_csv(tmp_path/'wrong.csv', (puzzles(1)[0], SOLUTION, 0), (puzzles(1)[0], SOLUTION[::-1][[*range(15), 14]], 0))
+    with pytest.raises(UserError, match='line 3: the answer'): read_split(wrong, puzzle='sudoku-4x4')
+    with pytest.raises(UserError, match='not on this machine'): eval_command(str(checkpoint), data=str(wrong), device='cuda:99')
+    with pytest.raises(UserError, match='no such folder'): eval_command(str(checkpoint), data=str(tmp_path/'nowhere'), device='cpu')
+    with pytest.raises(UserError, match='no checkpoint'): eval_command(str(tmp_path/'nothing'), data=str(wrong), device='cpu')
