@@ -74,6 +74,8 @@ def test_trace_equals_solve(real):
         answer, trace = real.solve(grid), real.trace(grid, SOLUTION - 1)
         assert (trace.answers[-1] == answer.tokens).all() and trace.q_halt == pytest.approx(answer.q_halt, abs=1e-6)
         assert trace.confidence[-1] == pytest.approx(answer.confidence, abs=1e-6) and trace.halted_at == answer.halted_at
+        again = real.answer_of(trace)
+        assert (again.text, again.valid, again.halted_at) == (answer.text, answer.valid, answer.halted_at)
         for steps in (1, 3): assert (real.solve(grid, steps=steps).tokens == trace.answers[steps - 1]).all()
 
 
@@ -146,6 +148,7 @@ def test_command(checkpoint, tmp_path, capsys):
     text = capsys.readouterr().out
     assert text.splitlines()[2] == '────┼────' and 'q_halt by step' in text
     with pytest.raises(UserError, match='16 cells'): run(checkpoint, '12')
+    with pytest.raises(UserError, match='cannot write'): run(checkpoint, TEXT, trace=tmp_path/'p.txt'/'t.html')
 
 
 # pictures, by what is in them

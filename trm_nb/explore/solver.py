@@ -181,6 +181,14 @@ class Solver:
         "Solve a puzzle and keep what happened at each step."
         return record(self.act, self.puzzle.parse(puzzle), self.look, None if solution is None else self.puzzle.parse(solution), steps, identifier)
 
+    def answer_of(self,
+        trace:Trace, # from `trace`
+        seconds:float=0., # how long that took
+    )->Answer:
+        "The answer at the end of a trace, the same as `solve` gives."
+        broken = self.puzzle.conflicts(trace.inputs[None], trace.answers[-1:])
+        return Answer(self.puzzle, trace.inputs, trace.answers[-1], trace.confidence[-1], trace.q_halt, trace.halted_at, None if broken is None else int(broken[0]), seconds)
+
     def __repr__(self): return f'Solver({self.puzzle.name}, {self.source or type(self.act.inner).__name__}, {self.device})'
 
 # %% ../../nbs/04_explore/03_solver.ipynb #c020
@@ -202,6 +210,14 @@ def terminal(
     steps = '  '.join(f'{q:+.1f}' for q in answer.q_halt)
     return f'{answer.pretty(bold)}\n\nq_halt by step  {steps}\n{answer.verdict} · {answer.seconds:.2f} s'
 
+def _solve_and_write(solver, puzzle, steps, file):
+    "An answer, and the page of how it came about."
+    began = time.perf_counter()
+    trace = solver.trace(puzzle, steps=steps)
+    seconds = time.perf_counter() - began
+    trace.to_html(file, f'{solver.puzzle.name}, step by step')
+    return solver.answer_of(trace, seconds)
+
 def solve_command(
     checkpoint:Annotated[str, typer.Argument(help='Run folder, checkpoint, shipped name or Hub id.')],
     puzzle:Annotated[str, typer.Argument(help='The puzzle as text (. or 0 for an empty cell of a Sudoku), or a file that holds it.')],
@@ -219,8 +235,7 @@ def solve_command(
         trm solve runs/demo puzzle.txt --steps 32 --trace steps.html
     """
     solver, puzzle = Solver.from_pretrained(checkpoint, device), _read(puzzle)
-    answer = solver.solve(puzzle, steps)
+    answer = _solve_and_write(solver, puzzle, steps, trace) if trace else solver.solve(puzzle, steps)
     print(_as_json(answer) if as_json else terminal(answer, bold=sys.stdout.isatty()))
-    if trace: solver.trace(puzzle, steps=steps).to_html(trace, f'{solver.puzzle.name}, step by step')
     if trace and not as_json: print(f'step by step: {trace}')
     if answer.valid is False: raise typer.Exit(1)

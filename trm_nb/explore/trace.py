@@ -194,8 +194,9 @@ def write_page(
     path:str|Path, # an .html file
     title:str='One puzzle, step by step', # of the page
 )->Path:
-    "Write `html_page`."
-    write_text(path, html_page(trace, title))
+    "Write `html_page`; `UserError` where that is not possible."
+    try: write_text(path, html_page(trace, title))
+    except OSError as e: raise UserError(f'cannot write {path}: {e.strerror}') from None
     return Path(path)
 
 # %% ../../nbs/04_explore/02_trace.ipynb #c020
