@@ -35,11 +35,11 @@ def _flatten(starts, sizes, rng):
 class Sampler:
     "The endless stream of training examples, by the official rule."
     def __init__(self,
-        arrays:PuzzleSet, # what to draw from
+        arrays:PuzzleSet, # what to draw from; anything with its `starts`, `sizes` and `group_indices`
         seed:int=0, # of the order
     ):
         self.seed, self.epoch, self.used = seed, 0, 0
-        self.puzzles, self.groups = (np.asarray(a, np.int64) for a in (arrays.puzzle_indices, arrays.group_indices))
+        self.starts, self.sizes, self.groups = arrays.starts, arrays.sizes, np.asarray(arrays.group_indices, np.int64)
         self._planned = None
 
     def plan(self,
@@ -50,8 +50,8 @@ class Sampler:
         order = rng.permutation(len(self.groups) - 1)
         low, high = self.groups[order], self.groups[order + 1]
         chosen = low + (rng.random(len(order)) * (high - low)).astype(np.int64)
-        sizes = self.puzzles[chosen + 1] - self.puzzles[chosen]
-        examples, ends = _flatten(self.puzzles[chosen], sizes, rng)
+        sizes = self.sizes[chosen]
+        examples, ends = _flatten(self.starts[chosen], sizes, rng)
         return examples, np.repeat(chosen, sizes), ends
 
     def _current(self):
@@ -92,17 +92,27 @@ class DeviceArrays:
     ):
         self.device, self.metadata = torch.device(device), dataset.metadata
         self.arrays = first_groups(dataset.merged, groups)
-        a = self.arrays
-        self.inputs, self.labels = (torch.from_numpy(np.array(x)).to(self.device) for x in (a.inputs, a.labels))
-        self.identifiers = torch.from_numpy(np.array(a.puzzle_identifiers, np.int32)).to(self.device)
+        self.copies = dataset.puzzle.copies(dataset, self.arrays)
+        if self.copies: self.copies.to(self.device)
+        self.drawn = self.copies or self.arrays
+        self.inputs, self.labels = (torch.from_numpy(np.array(x)).to(self.device) for x in (self.arrays.inputs, self.arrays.labels))
+        self.identifiers = torch.from_numpy(np.array(self.drawn.puzzle_identifiers, np.int32)).to(self.device)
+
+    def all_examples(self)->tuple[np.ndarray, np.ndarray]: # int64 (N,) examples, int64 (N,) their puzzles
+        "Every example of every puzzle, in order."
+        sizes = self.drawn.sizes
+        puzzles = np.repeat(np.arange(len(sizes)), sizes)
+        return (self.drawn.starts - np.cumsum(sizes) + sizes)[puzzles] + np.arange(len(puzzles)), puzzles
 
     def gather(self,
         examples:np.ndarray, # int64 (b,)
         puzzles:np.ndarray, # int64 (b,)
     )->tuple[Tensor, Tensor, Tensor]: # tokens (b, L) of inputs and of labels, identifiers (b,)
-        "Examples as they are in the files."
+        "Examples as they are in the files, or as their copies are."
         rows, of = _send(np.stack([examples, puzzles]), self.device)
-        return self.inputs[rows], self.labels[rows], self.identifiers[of]
+        inputs, labels, identifiers = self.inputs[rows], self.labels[rows], self.identifiers[of]
+        if self.copies: inputs, labels = self.copies.apply(inputs, labels, identifiers)
+        return inputs, labels, identifiers
 
     def batch(self,
         inputs:Tensor, # (b, L) tokens
@@ -153,8 +163,8 @@ class TrainLoader:
     ):
         self.batch_size, self.seed, self.local = batch_size, seed, local_batch(batch_size, world)
         self.data = DeviceArrays(dataset, device, max_train_puzzles)
-        self.sampler = Sampler(self.data.arrays, seed)
-        self.symmetry = dataset.puzzle.symmetry if augment else None
+        self.sampler = Sampler(self.data.drawn, seed)
+        self.symmetry = dataset.puzzle.training_symmetry(dataset) if augment else None
         self.mine = slice(rank * self.local, (rank + 1) * self.local)
         self.slots = torch.arange(self.mine.start, self.mine.stop, device=self.data.device)
         self.step = 0
@@ -167,8 +177,8 @@ class TrainLoader:
     @property
     def examples_per_epoch(self)->float:
         "Groups times the mean number of examples in a puzzle, as the official code counts."
-        a = self.data.arrays
-        return (len(a.group_indices) - 1) * len(a) / len(a.puzzle_identifiers)
+        sizes = self.data.drawn.sizes
+        return (len(self.data.drawn.group_indices) - 1) * int(sizes.sum()) / len(sizes)
 
     @property
     def epoch(self)->float:
@@ -201,7 +211,7 @@ class TrainLoader:
 
     def __repr__(self): return f'TrainLoader({self.data.arrays!r}, batch {self.batch_size}, symmetry {self.symmetry})'
 
-# %% ../../nbs/01_data/05_loader.ipynb #c018
+# %% ../../nbs/01_data/05_loader.ipynb #c024
 def _blank(metadata, batch, empty):
     "Turn the rows where `empty` into padding."
     batch['inputs'].masked_fill_(empty[:, None], metadata.pad_id)
@@ -215,13 +225,14 @@ def eval_batches(
     device:str|torch.device='cpu', # where batches are made
     rank:int=0, # this process
     world:int=1, # number of processes
-)->Iterator[tuple[Tensor, dict[str, Tensor]]]: # (index, batch): index is int64 (b,) on the CPU, -1 for padding
-    "Every example once over all ranks; the last batch is padded with ignored rows."
+)->Iterator[tuple[Tensor, dict[str, Tensor]]]: # (index, batch): index is int64 (b,) on the CPU, stored examples, -1 for padding
+    "Every example (of every copy) once over all ranks; the last batch is padded with ignored rows."
     local, data = local_batch(batch_size, world), DeviceArrays(dataset, device)
-    n, owner = len(data.arrays), np.repeat(np.arange(len(data.arrays.puzzle_identifiers)), np.diff(data.arrays.puzzle_indices))
+    examples, puzzles = data.all_examples()
+    n = len(examples)
     for start in range(0, n, batch_size):
         index = np.arange(start + rank * local, start + (rank + 1) * local)
         rows = np.minimum(index, n - 1)
-        batch = data.batch(*data.gather(rows, owner[rows]))
+        batch = data.batch(*data.gather(examples[rows], puzzles[rows]))
         if index[-1] >= n: batch = _blank(data.metadata, batch, _send(index >= n, data.device))
-        yield torch.from_numpy(np.where(index < n, index, -1)), batch
+        yield torch.from_numpy(np.where(index < n, examples[rows], -1)), batch

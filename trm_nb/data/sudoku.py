@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated
 import numpy as np
 import typer
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from . import source as csv_source
 from .augment import SudokuSymmetry
 from .basics import UserError
@@ -189,8 +189,6 @@ def _some(n, puzzle, givens, rng): # n puzzles with their solutions and ratings
     return Rows(inputs, labels, solve(inputs, puzzle.shape[0]).guesses.astype(np.int32))
 
 # %% ../../nbs/01_data/04_sudoku.ipynb #c018
-_BATCH = 256
-
 def _join(parts):
     return Rows(*(np.concatenate([getattr(p, name) for p in parts]) for name in ('inputs', 'labels', 'ratings')))
 
@@ -208,7 +206,7 @@ def generate(
     rng = np.random.default_rng([seed % 2**64, size])
     with tqdm(total=n, desc=f'{size}x{size} puzzles', disable=not progress, leave=False) as bar:
         while len(seen) < n:
-            rows = _some(_BATCH, puzzle, (low, high), rng)
+            rows = _some(min(256, 32 << len(parts)), puzzle, (low, high), rng)     # a few at first: often a few are asked for
             keys, first = np.unique(puzzle.keys(rows.inputs), return_index=True)
             new = np.sort(first[~np.isin(keys, seen)])[:n - len(seen)]
             parts.append(rows.take(new))
