@@ -24,7 +24,8 @@ def _complaint(file, error):
     if isinstance(error, FileNotFoundError): return f'no file {file}'
     if re.search(r'Unsupported (global|operand|class)|disallowed|GLOBAL', str(error)):
         return f'{file} holds code, not only tensors; it was refused and none of it was run'
-    return f'{file} is damaged, truncated or no checkpoint ({str(error).splitlines()[0][:80]}); copy it again'
+    why = (str(error) or 'it ends too early').splitlines()[0][:80]
+    return f'{file} is damaged, truncated or no checkpoint ({why}); copy it again'
 
 def official_tensors(
     file:str|Path, # step_<N>

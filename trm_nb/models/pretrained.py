@@ -116,7 +116,8 @@ def read_metadata(
     except ValueError as e: raise UserError(f'{file} is damaged ({e})') from None
     missing = [k for k in ('model', 'shape') if not isinstance(metadata.get(k) if isinstance(metadata, dict) else None, dict)]
     if missing: raise UserError(f"{file} has no section '{missing[0]}'")
-    return metadata
+    try: return metadata | dict(shape=PuzzleShape(**metadata['shape'])._asdict())
+    except TypeError: raise UserError(f"{file}: section 'shape' needs {', '.join(PuzzleShape._fields)}") from None
 
 def fill(
     act:ACT, # a model
@@ -185,11 +186,9 @@ def load_pretrained(
     else: metadata, state = read_metadata(path), read_tensors(path/WEIGHTS)
     settings = model_settings(override(metadata['model'], model_overrides, str(path)))
     state, shape = fit_table(state, metadata['shape'], puzzle_table, num_puzzle_identifiers)
-    try: shape = PuzzleShape(**shape)
-    except TypeError: raise UserError(f"{path/METADATA}: section 'shape' needs {', '.join(PuzzleShape._fields)}") from None
-    act = build_model(settings, shape)
+    act = build_model(settings, PuzzleShape(**shape))
     fill(act, state, str(path))
-    return Pretrained(act.to(device).eval(), shape, metadata, metadata.get('puzzle'), str(path))
+    return Pretrained(act.to(device).eval(), act.shape, metadata, metadata.get('puzzle'), str(path))
 
 # %% ../../nbs/02_models/12_pretrained.ipynb #c022
 def export_command(
