@@ -51,13 +51,19 @@ def test_two_ranks_equal_one(config):
     same(rows(one), rows(parts), 2e-6)
 
 
-def kill_at(config, step, nproc=1):
-    """Start a run and kill -9 all of its processes once `step` is logged."""
-    prepare(config, nproc)
-    run = subprocess.Popen(launch_command(config.folder, Cluster(nproc)), start_new_session=True, stderr=subprocess.DEVNULL)
+def start(config, step):
+    """Start a run, and return when `step` is logged."""
+    prepare(config)
+    run = subprocess.Popen(launch_command(config.folder), start_new_session=True)
     while not (config.folder/'metrics.jsonl').exists() or rows_so_far(config) < step:
-        assert run.poll() is None, 'the run ended before it could be killed'
+        assert run.poll() is None, f'the run ended too early: {outcome(config.folder)}'
         time.sleep(.005)
+    return run
+
+
+def kill_at(config, step):
+    """Start a run and kill -9 all of its processes once `step` is logged."""
+    run = start(config, step)
     os.killpg(run.pid, signal.SIGKILL)
     subprocess.run(['pkill', '-9', '-f', f'trm_nb.run {config.folder}'])
     run.wait()
@@ -84,9 +90,7 @@ def test_killed_and_resumed(config, after):
 
 def test_ctrl_c_saves_and_leaves(config):
     c = config('stopped', 'learn.steps=100000', 'learn.eval_every=50000')
-    prepare(c)
-    run = subprocess.Popen(launch_command(c.folder), start_new_session=True, stderr=subprocess.DEVNULL)
-    while not (c.folder/'metrics.jsonl').exists() or rows_so_far(c) < 8: time.sleep(.02)
+    run = start(c, 8)
     os.killpg(run.pid, signal.SIGINT)
     assert run.wait(30) is not None
     assert outcome(c.folder)['status'] == 'stopped'
