@@ -6,7 +6,6 @@
 __all__ = ['Symmetry', 'Dihedral', 'SudokuSymmetry', 'sudoku_colours', 'find_sudoku_symmetry']
 
 # %% ../../nbs/01_data/03_augment.ipynb #c002
-import itertools
 import numpy as np
 import torch
 from torch import Tensor
