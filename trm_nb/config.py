@@ -10,6 +10,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 import yaml
+import trm_nb.evaluate.arc, trm_nb.evaluate.maze  # register their evaluators
 from pydantic import SerializeAsAny, field_validator
 from .data.basics import Registry, Settings, UserError, check_settings, fingerprint, suggest
 from .data.loader import DataSettings
@@ -55,12 +56,12 @@ _PAPER_SUDOKU = dict(data=dict(path='data/sudoku-extreme'), learn=dict(eval_ever
 
 RECIPES = Registry('preset')
 RECIPES['demo'] = dict(data=dict(path='data/demo'),
-    learn=dict(steps=1500, batch_size=128, lr=1e-3, weight_decay=0.1, warmup_steps=50, lr_min_ratio=0.1, ema=0.99, log_every=25, eval_every=500))
+    learn=dict(steps=800, batch_size=64, lr=3e-3, weight_decay=0.1, warmup_steps=30, lr_min_ratio=0.1, ema=0.98, log_every=20, eval_every=400))
 RECIPES['sudoku-extreme-mixer'] = _PAPER_SUDOKU
 RECIPES['sudoku-extreme-attention'] = _PAPER_SUDOKU
-RECIPES['maze-hard'] = dict(data=dict(path='data/maze-hard', augment=False), learn=dict(eval_every=5000))
-RECIPES['arc-agi-1'] = dict(data=dict(path='data/arc-agi-1'), learn=dict(steps=518_071, weight_decay=0.1, puzzle_lr=1e-2, puzzle_weight_decay=0.1, eval_every=50_000))
-RECIPES['arc-agi-2'] = dict(data=dict(path='data/arc-agi-2'), learn=dict(steps=723_914, weight_decay=0.1, puzzle_lr=1e-2, puzzle_weight_decay=0.1, eval_every=50_000))
+RECIPES['maze-hard'] = dict(data=dict(path='data/maze-hard', augment=False), learn=dict(eval_every=5000), evaluate=dict(evaluators=['exact', 'maze']))
+RECIPES['arc-agi-1'] = dict(data=dict(path='data/arc-agi-1'), learn=dict(steps=518_071, weight_decay=0.1, puzzle_lr=1e-2, puzzle_weight_decay=0.1, eval_every=50_000, best='pass@2'), evaluate=dict(evaluators=['exact', 'arc']))
+RECIPES['arc-agi-2'] = dict(data=dict(path='data/arc-agi-2'), learn=dict(steps=723_914, weight_decay=0.1, puzzle_lr=1e-2, puzzle_weight_decay=0.1, eval_every=50_000, best='pass@2'), evaluate=dict(evaluators=['exact', 'arc']))
 
 def preset_values(
     name:str, # preset

@@ -107,7 +107,7 @@ class Preset:
 _SUDOKU, _MAZE, _ARC = PuzzleShape(11, 81), PuzzleShape(6, 900), PuzzleShape(12, 900, 876_406)
 
 PRESETS = Registry('preset')
-PRESETS['demo'] = Preset(dict(name='trm', mlp_t=True, hidden_size=128, num_heads=4, H_cycles=2, L_cycles=3, puzzle_emb_ndim=0, puzzle_emb_len=1, halt_max_steps=8),
+PRESETS['demo'] = Preset(dict(name='trm', mlp_t=True, hidden_size=64, num_heads=4, H_cycles=2, L_cycles=2, puzzle_emb_ndim=0, puzzle_emb_len=1, halt_max_steps=8),
                          PuzzleShape(8, 36), 'tiny token mixer that learns 6x6 Sudoku on a CPU in minutes')
 PRESETS['sudoku-extreme-mixer'] = Preset(dict(name='trm', mlp_t=True), _SUDOKU, 'TRM with token mixer on Sudoku-Extreme', '87.4% (arXiv 2510.04871)')
 PRESETS['sudoku-extreme-attention'] = Preset(dict(name='trm'), _SUDOKU, 'TRM with attention on Sudoku-Extreme', '74.7% (arXiv 2510.04871)')
