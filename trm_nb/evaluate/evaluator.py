@@ -54,6 +54,7 @@ EVALUATORS = Registry('evaluator')
 class Exact(Evaluator):
     "Exact accuracy after all steps, the model's own halting, and whether q_halt tells right from wrong."
     def result(self, evaluation, gather):
+        "Numbers by the names that training uses for its own."
         e, score = evaluation, evaluation.exact()
         return dict(exact_accuracy=score.value, exact_low=score.low, exact_high=score.high, accuracy=float(e.accuracy[:, -1].mean()),
                     q_halt_accuracy=float((e.halts[:, -1] == e.correct[:, -1]).mean()), halting_accuracy=e.halting().value,
