@@ -7,8 +7,8 @@ from trm_nb.learn.optim import AdamATan2, SignSGD
 from trm_nb.models.act import PuzzleShape, ponder
 from trm_nb.models.zoo import build_model
 
-STEPS = 300
-SMALL = dict(hidden_size=64, num_heads=2, puzzle_emb_ndim=64, halt_max_steps=2, halt_exploration_prob=1.0, forward_dtype='float32')
+STEPS, WARM_UP = 400, 20
+SMALL = dict(hidden_size=64, num_heads=4, puzzle_emb_ndim=64, halt_max_steps=2, halt_exploration_prob=1.0, forward_dtype='float32')
 ROUNDS = dict(H_cycles=2, L_cycles=2, puzzle_emb_len=1)
 MODELS = {
     'trm attention': dict(name='trm', L_layers=1, **ROUNDS), 'trm mixer': dict(name='trm', mlp_t=True, L_layers=1, **ROUNDS),
@@ -49,9 +49,9 @@ def test_learns_by_heart(name, puzzles):
     optimiser, table = AdamATan2(act.parameters(), 3e-3, (0.9, 0.95), 0.1), SignSGD(act.inner.puzzle_emb)
     carry, to_the_end = act.initial_carry(puzzles), torch.zeros(32, 2)     # always explore: every sequence takes both steps
     for step in range(STEPS):
-        optimiser.param_groups[0]['lr'], table.lr = (lr * (1 - step / STEPS) for lr in (3e-3, 0.1))
+        optimiser.param_groups[0]['lr'], table.lr = (lr * min((step + 1) / WARM_UP, 1 - step / STEPS) for lr in (3e-3, 0.1))
         carry, out = act(carry, puzzles, to_the_end)
-        loss, _ = act_loss(out, carry, LossSettings())
+        loss, _ = act_loss(out, carry, LossSettings(q_weight=0.1))
         optimiser.zero_grad()
         (loss / 32).backward()
         optimiser.step()
