@@ -10,8 +10,16 @@ PACE   := OMP_NUM_THREADS=1
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
 
+DEMO := runs/demo
+
 demo: $(READY) ## generate puzzles, train, evaluate, solve one: runs/demo/report.html
-	@$(RUN) python -m trm_nb.run demo
+	@echo "== 3,600 puzzles, 600 of them held out"
+	@$(RUN) trm data sudoku --source generate --size 6 --train 3000 --test 600 --out data/demo
+	@mkdir -p $(DEMO)
+	@echo "== training on this machine, some minutes (what the processes say: $(DEMO)/train.log)"
+	@$(RUN) papermill experiments/train.ipynb $(DEMO)/train.ipynb -p preset demo -p overwrite True
+	@$(RUN) jupyter nbconvert $(DEMO)/train.ipynb --to html --no-input --output report.html --log-level ERROR
+	@echo "== done: open $(DEMO)/report.html"
 
 test: $(READY) ## notebooks and library in step, nbdev_test, pytest with coverage
 	@echo "== notebooks, library and README in step"
