@@ -260,16 +260,16 @@ def watch(
     every:float=2.0, # seconds between looks
 )->str: # 'done' or 'stopped'
     "`train` for notebooks: a line of progress and live curves; what the processes say goes to train.log."
-    from IPython.display import display
+    from IPython.display import Markdown, display
     from trm_nb.explore.draw import draw_curves
     command = launch_command(config.folder, cluster, resume)
     folder, began, shown = prepare(config, cluster.world, resume, overwrite), time.time(), 0
-    line, curves, log = display('starting', display_id=True), None, RowLog(folder/'metrics.jsonl')
+    line, curves, log = display(Markdown('starting'), display_id=True), None, RowLog(folder/'metrics.jsonl')
     with (folder/'train.log').open('ab') as out: process = subprocess.Popen(command, stdout=out, stderr=out)
     try:
         while True:
             ended, rows = process.poll() is not None, log.rows()
-            line.update(progress_line(rows, config.learn.steps, time.time() - began))
+            line.update(Markdown(progress_line(rows, config.learn.steps, time.time() - began)))
             if len(rows) > max(2, shown): curves, shown = _show(draw_curves(rows), curves), len(rows)
             if ended: return _finish(folder, process.returncode)
             time.sleep(every)

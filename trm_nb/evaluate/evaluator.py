@@ -162,9 +162,9 @@ class Evaluation:
         return '\n'.join([head, '| step | puzzles right | cells right | would have stopped |', '|---|---|---|---|', *rows])
 
     def plot(self):
-        "Accuracy by ACT step, calibration of q_halt, and accuracy by difficulty where ratings are known and differ."
+        "Accuracy by ACT step, calibration of q_halt, and accuracy by difficulty where ratings fall into several bins."
         from trm_nb.evaluate.figures import Picture
-        rated = self.ratings is not None and np.ptp(self.ratings) > 0
+        rated = self.ratings is not None and sum(b[2].n > 0 for b in self.by_difficulty()) > 1
         picture = Picture(3.1 * (2 + rated), 2.7)
         axes = picture.subplots(1, 2 + rated)
         _plot_steps(self, axes[0])
