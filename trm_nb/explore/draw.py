@@ -69,12 +69,13 @@ def marks(
     before=None, # tokens of the answer before
     solution=None, # tokens of the solution
 )->Marks:
-    "Compare an answer with the puzzle, the answer before and the solution; what is missing marks nothing."
+    "Compare an answer with the puzzle, the answer before and the solution; a given that was overwritten is wrong; what is missing marks nothing."
     grid = lambda x: np.asarray(x).reshape(look.shape)
     none = np.zeros(look.shape, bool)
     fixed = grid(given) != look.blank if given is not None and look.blank is not None else none
     differs = lambda x: none if x is None else grid(x) != grid(answer)
-    return Marks(fixed, differs(before), differs(solution))
+    overwritten = fixed & differs(given)
+    return Marks(fixed & ~overwritten, differs(before), differs(solution) | overwritten)
 
 # %% ../../nbs/04_explore/01_draw.ipynb #c011
 @lru_cache(maxsize=512)
