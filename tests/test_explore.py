@@ -198,4 +198,5 @@ def test_text_and_unknown_looks():
     assert grid_text(puzzles(1)[0], LOOKS['sudoku-4x4']).splitlines()[0] == '. 2 │ 3 4'
     assert look_of(Puzzle('lights', (1, 2), 2, symbols='.x')) == Look((1, 2), '.x')
     with pytest.raises(UserError, match="did you mean 'sudoku'"): look_of('sudku')
-    assert marks(LOOKS['maze'], np.full(900, 2), np.full(900, 1)).given.all()
+    overwritten, kept = (marks(LOOKS['maze'], np.full(900, t), np.full(900, 1)) for t in (2, 1))
+    assert overwritten.wrong.all() and not overwritten.given.any() and kept.given.all() and not kept.wrong.any()
