@@ -56,7 +56,7 @@ _PAPER_SUDOKU = dict(data=dict(path='data/sudoku-extreme'), learn=dict(eval_ever
 
 RECIPES = Registry('preset')
 RECIPES['demo'] = dict(data=dict(path='data/demo'),
-    learn=dict(steps=600, batch_size=64, lr=3e-3, weight_decay=0.1, warmup_steps=30, lr_min_ratio=0.1, ema=0.98, log_every=20, eval_every=300))
+    learn=dict(steps=800, batch_size=64, lr=3e-3, weight_decay=0.1, warmup_steps=30, lr_min_ratio=0.1, ema=0.98, log_every=20, eval_every=400))
 RECIPES['sudoku-extreme-mixer'] = _PAPER_SUDOKU
 RECIPES['sudoku-extreme-attention'] = _PAPER_SUDOKU
 RECIPES['maze-hard'] = dict(data=dict(path='data/maze-hard', augment=False), learn=dict(eval_every=5000), evaluate=dict(evaluators=['exact', 'maze']))

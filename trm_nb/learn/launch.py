@@ -74,7 +74,7 @@ def torchrun(
     args:list[str], # torchrun's arguments
 )->int: # exit code
     "torchrun, without tracebacks about signals and failed ranks."
-    os.environ.setdefault('LOGLEVEL', 'CRITICAL')
+    for name, value in (('LOGLEVEL', 'CRITICAL'), ('TORCH_ELASTIC_SHUTDOWN_TIMEOUT', '600')): os.environ.setdefault(name, value)    # 600 s: time to save before torchrun kills
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
