@@ -297,9 +297,12 @@ class ArcSymmetry(Symmetry):
         sums = _colour_sums(PUZZLES['arc'].to_grid(tokens))
         return mix64(3 * mix64(sums[:, 0]) + (mix64(sums[:, 1:]) * (sums[:, 1:] != 0)).sum(1)).min()
 
-    def keys(self, inputs): return np.array([self._key(row) for row in inputs], np.uint64)
+    def keys(self, inputs):
+        "Numbers that no transformation changes."
+        return np.array([self._key(row) for row in inputs], np.uint64)
 
     def same_up_to_symmetry(self, a, b):
+        "Does some transformation turn `a` into `b`?"
         a, b = (PUZZLES['arc'].to_grid(x) for x in (a, b))
         return any(turned.shape == b.shape and _renames(turned, b) for turned in (turn(a, t) for t in range(8)))
 
@@ -519,6 +522,7 @@ class Translation(Symmetry):
     ): self.kept = kept
 
     def apply(self, inputs, labels, u):
+        "Transform each example as its copy says."
         (h, w), (h2, w2) = crop(inputs), crop(labels)
         room = SIDE + 1 - torch.stack([torch.maximum(h, h2), torch.maximum(w, w2)], 1)
         offsets = (u[:, :2] * room).long() * (u[:, 2:] >= self.kept)

@@ -72,12 +72,15 @@ class Dihedral(Symmetry):
         self.size, self.table = size, np.stack([t.reshape(-1) for t in turns])
 
     def moves(self, u):
+        "The transformation of each slot, from its uniform numbers."
         return torch.from_numpy(self.table).to(u.device)[integers(u[:, 0], 0, 8)], None
 
     def keys(self, inputs):
+        "Numbers that no transformation changes."
         return np.stack([row_keys(np.asarray(inputs)[:, t]) for t in self.table]).min(0)
 
     def same_up_to_symmetry(self, a, b):
+        "Does some transformation turn `a` into `b`?"
         return bool((np.asarray(a)[self.table] == np.asarray(b)).all(1).any())
 
     def __repr__(self): return f'Dihedral({self.size})'
@@ -101,6 +104,7 @@ class SudokuSymmetry(Symmetry):
         self.numbers = sum(self.parts)
 
     def moves(self, u):
+        "The transformation of each slot, from its uniform numbers."
         digits, bands, rows, stacks, columns, flip = u.split(self.parts, 1)
         r, c = _lines(bands, rows)[:, :, None], _lines(stacks, columns)[:, None, :]
         n = self.size
@@ -109,6 +113,7 @@ class SudokuSymmetry(Symmetry):
         return cells, torch.cat([fixed, permutations(digits) + 2], 1)
 
     def keys(self, inputs):
+        "Numbers that no transformation changes."
         grid = np.asarray(inputs).reshape(-1, self.size, self.size).astype(np.int64)
         key = lambda g: _key(self.colours(g), g, self.rows, self.columns, self.size)
         return np.concatenate([np.zeros(0, np.uint64), *(key(grid[part]) for part in _chunks(len(grid), 10_000))])
@@ -120,6 +125,7 @@ class SudokuSymmetry(Symmetry):
         return np.concatenate([sudoku_colours(inputs[part], self.rows, self.columns) for part in _chunks(len(inputs), 500)])
 
     def same_up_to_symmetry(self, a, b):
+        "Does some transformation turn `a` into `b`?"
         return find_sudoku_symmetry(a, b, self.rows, self.columns) is not None
 
     def __repr__(self): return f'SudokuSymmetry({self.rows}, {self.columns})'

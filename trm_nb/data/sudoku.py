@@ -37,6 +37,7 @@ class SudokuPuzzle(Puzzle):
         self.units = np.argsort(self.unit_of.T, axis=1, kind='stable').reshape(3 * n, n)  # (units, n)
 
     def conflicts(self, inputs, answers):
+        "Broken rules and overwritten givens of each answer."
         inputs, answers = np.asarray(inputs), np.asarray(answers)
         parts = (slice(i, i + 50_000) for i in range(0, len(answers), 50_000))
         return np.concatenate([np.zeros(0, int), *(self._conflicts(inputs[p], answers[p]) for p in parts)])

@@ -267,10 +267,12 @@ class Arc(Evaluator):
         self.settings, self.tally, self.votes = ArcSettings(**settings), None, None
 
     def begin(self, dataset):
+        "Forget what an earlier evaluation left."
         self.poll, self.answers = Poll(dataset), []
         if not self.settings.sum_evaluations: self.tally = None
 
     def update(self, batch, index, step, out):
+        "Keep the answers of the last ACT step."
         answer = dict(index=index, identifiers=batch['puzzle_identifiers'], q=out.q_halt.float(), tokens=out.logits.argmax(-1).to(torch.uint8))
         if step > 1: self.answers.pop()
         self.answers.append(answer)
@@ -283,6 +285,7 @@ class Arc(Evaluator):
         return [x[real].cpu().numpy() for x in parts]
 
     def result(self, evaluation, gather):
+        "The numbers to report, over all ranks."
         index, identifiers, q, tokens = self._gathered(gather)
         tally = count_votes(self.poll.undo, tokens, q, identifiers, self.poll.pairs[index])
         self.answers, self.tally = [], tally if self.tally is None else self.tally + tally

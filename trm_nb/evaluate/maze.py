@@ -137,9 +137,12 @@ def draw_maze(
 @EVALUATORS.register('maze')
 class MazePaths(Evaluator):
     "Any-shortest-path accuracy, and what the failed answers lack."
-    def begin(self, dataset): self.kept, self.report = [], None
+    def begin(self, dataset):
+        "Forget what an earlier evaluation left."
+        self.kept, self.report = [], None
 
     def update(self, batch, index, step, out):
+        "Keep the answers of the last ACT step."
         if step == 1: self.kept.append(None)
         self.kept[-1] = index, batch['inputs'], out.logits.argmax(-1), batch['labels']
 
@@ -149,6 +152,7 @@ class MazePaths(Evaluator):
         return torch.from_numpy(table).float().to(self.kept[0][2].device)
 
     def result(self, evaluation, gather):
+        "The numbers to report, over all ranks."
         table = gather(self._columns()).cpu().numpy()
         table = table[table[:, 0] >= 0]
         self.report = PathReport.of_columns(table[table[:, 0].argsort(), 1:])
