@@ -151,3 +151,11 @@ def test_nothing_waits_for_the_device(config):
             return f(*args, **(kwargs or {}))
     with Spy(): trainer.step()
     assert not seen
+
+
+def test_template_refuses_an_unknown_parameter(root, tmp_path):
+    """Papermill itself only warns."""
+    from papermill.exceptions import PapermillExecutionError
+    import papermill
+    with pytest.raises(PapermillExecutionError, match="unknown parameter 'presets': did you mean 'preset'"):
+        papermill.execute_notebook(root/'experiments'/'train.ipynb', tmp_path/'out.ipynb', dict(presets='demo'), progress_bar=False)
