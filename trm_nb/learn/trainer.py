@@ -30,6 +30,8 @@ class LearnSettings(Settings):
     lr: float = Field(1e-4, gt=0) # learning rate of the weights
     weight_decay: float = Field(1.0, ge=0) # decoupled decay of the weights, times lr
     betas: tuple[float, float] = (0.9, 0.95) # decay of the optimiser's two means
+    start_from: str | None = None # checkpoint whose weights to begin with: a run, an official step_N, a Hub id, ...; none: random weights
+    freeze_weights: bool = False # only the puzzles' rows learn
     puzzle_lr: float = Field(1e-4, ge=0) # how far a puzzle's row moves a step
     puzzle_weight_decay: float = Field(1.0, ge=0) # decoupled decay of touched rows, times puzzle_lr
     warmup_steps: int = Field(2000, ge=0) # linear warm-up
@@ -46,6 +48,7 @@ class LearnSettings(Settings):
     @model_validator(mode='after')
     def _fits(self):
         if self.optimiser not in OPTIMISERS: OPTIMISERS[self.optimiser]
+        if self.freeze_weights and not self.puzzle_lr: raise ValueError('freeze_weights with puzzle_lr 0: nothing would learn')
         return self
 
     def micro(self,
@@ -62,7 +65,7 @@ def flat_gradients(
 )->Tensor: # (total,) zeros; each p.grad is a view of it
     "A flat tensor of zeros, of which each parameter's gradient is a view."
     parameters = list(parameters)
-    flat = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
+    flat = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device if parameters else None)
     for p, part in zip(parameters, flat.split([p.numel() for p in parameters])): p.grad = part.view_as(p)
     return flat
 
@@ -82,11 +85,14 @@ class Trainer:
         local = settings.batch_size // ranks.world
         self.slots = torch.arange(local, device=ranks.device) + ranks.rank * local
         self.parts = list(torch.arange(local).split(settings.micro(local)))
-        self.gradients = flat_gradients(act.parameters())
-        self.optimiser = OPTIMISERS[settings.optimiser](act.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
         table = getattr(act.inner, 'puzzle_emb', None)
+        if settings.freeze_weights and not table: raise UserError('learn.freeze_weights: the model has no puzzle table (puzzle_emb_ndim 0), nothing would learn')
+        if settings.freeze_weights: act.requires_grad_(False)
+        weights = [p for p in act.parameters() if p.requires_grad]
+        self.gradients = flat_gradients(weights)
+        self.optimiser = OPTIMISERS[settings.optimiser](weights, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay) if weights else None
         self.table_optimiser = table and SignSGD(table, settings.puzzle_lr, settings.puzzle_weight_decay)
-        self.ema = settings.ema and EMA(act, settings.ema)
+        self.ema = EMA(act, settings.ema) if weights and settings.ema else None
         self.carries: list[Carry] | None = None
         self.sums = torch.zeros(len(METRICS) + 1, dtype=torch.float32 if ranks.device.type == 'mps' else torch.float64, device=ranks.device)
         self.step_number, self.graded, self.stop = 0, 0, False
@@ -107,7 +113,7 @@ class Trainer:
     def _set_rates(self):
         s = self.settings
         scale = learning_rate(self.step_number, 1.0, s.warmup_steps, s.steps, s.lr_min_ratio)
-        for group in self.optimiser.param_groups: group['lr'] = s.lr * scale
+        for group in self.optimiser.param_groups if self.optimiser else (): group['lr'] = s.lr * scale
         if self.table_optimiser: self.table_optimiser.lr = s.puzzle_lr * scale
         self.lr = s.lr * scale
 
@@ -122,8 +128,9 @@ class Trainer:
 
     def _update(self):
         "Sum gradients over ranks, then move weights, puzzle rows and the running mean."
-        self.ranks.sum_(self.gradients)
-        self.optimiser.step()
+        if self.optimiser:
+            self.ranks.sum_(self.gradients)
+            self.optimiser.step()
         if self.table_optimiser: self.table_optimiser.step(*map(self.ranks.gather, self.table_optimiser.table.take()))
         if self.ema: self.ema.update()
 
@@ -189,7 +196,7 @@ def train_state(
 )->dict:
     "All that is needed to go on exactly; every rank must call it."
     t = trainer
-    return dict(step=t.step_number, seed=t.seed, loader=t.loader.state_dict(), weights=t.act.state_dict(), optimiser=t.optimiser.state_dict(),
+    return dict(step=t.step_number, seed=t.seed, loader=t.loader.state_dict(), weights=t.act.state_dict(), optimiser=t.optimiser.state_dict() if t.optimiser else None,
                 ema=t.ema.state_dict() if t.ema else None, carry=_gather_carry(t.carries, t.ranks), sums=t.ranks.gather(t.sums[None]).cpu(), graded=t.graded, best=t.best)
 
 def restore(
@@ -200,7 +207,7 @@ def restore(
     t, device = trainer, trainer.ranks.device
     t.loader.load_state_dict(state['loader'])
     t.act.load_state_dict(state['weights'])
-    t.optimiser.load_state_dict(state['optimiser'])
+    if t.optimiser: t.optimiser.load_state_dict(state['optimiser'])
     if t.ema: t.ema.load_state_dict(state['ema'])
     t.step_number, t.seed, t.graded, t.best = state['step'], state['seed'], state['graded'], state['best']
     slots = t.slots.cpu()
