@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'METADATA', 'FREE', 'save_pretrained', 'shipped', 'find_checkpoint', 'read_tensors', 'read_metadata',
-           'fill', 'override', 'Pretrained', 'fit_table', 'load_pretrained', 'export_command', 'info_command']
+           'read_checkpoint', 'fill', 'override', 'Pretrained', 'fit_table', 'load_pretrained', 'warm_start',
+           'export_command', 'info_command']
 
 # %% ../../nbs/02_models/12_pretrained.ipynb #c002
 import json, re
@@ -17,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from ..data.basics import UserError, atomic_file, suggest, write_json
-from ..data.format import DatasetMetadata
+from ..data.format import DatasetMetadata, PuzzleDataset
 from ..data.resources import experiments_path
 from .act import ACT, PuzzleShape
 from .info import describe
@@ -119,6 +120,15 @@ def read_metadata(
     try: return metadata | dict(shape=PuzzleShape(**metadata['shape'])._asdict())
     except TypeError: raise UserError(f"{file}: section 'shape' needs {', '.join(PuzzleShape._fields)}") from None
 
+def read_checkpoint(
+    path:Path, # from `find_checkpoint`
+    seq_len:int|None=None, # cells of a puzzle, where an official file does not tell
+    **settings, # model settings, where an official file has no all_config.yaml
+)->tuple[dict, dict[str, Tensor]]: # metadata, tensors by name
+    "What a checkpoint says about itself, and its tensors."
+    if path.is_file(): return read_official(path, seq_len, **settings)
+    return read_metadata(path), read_tensors(path/WEIGHTS)
+
 def fill(
     act:ACT, # a model
     state:dict[str, Tensor], # its tensors by name
@@ -126,7 +136,7 @@ def fill(
 ):
     "Put the tensors of a checkpoint into a model that they fit exactly."
     own = act.state_dict()
-    for name in own.keys() ^ state.keys():
+    for name in sorted(own.keys() ^ state.keys()):
         raise UserError(f'{source} lacks the tensor {name}' if name in own else f'{source} has a tensor {name} that the model does not know')
     for name, t in state.items():
         if t.shape != own[name].shape: raise UserError(f'{source}: {name} is {tuple(t.shape)}, the model needs {tuple(own[name].shape)}')
@@ -182,13 +192,36 @@ def load_pretrained(
 )->Pretrained:
     "The model that `source` means, with its weights, in evaluation mode."
     path = find_checkpoint(source, checkpoint, revision)
-    if path.is_file(): metadata, state = read_official(path, seq_len, **model_overrides)
-    else: metadata, state = read_metadata(path), read_tensors(path/WEIGHTS)
+    metadata, state = read_checkpoint(path, seq_len, **model_overrides)
     settings = model_settings(override(metadata['model'], model_overrides, str(path)))
     state, shape = fit_table(state, metadata['shape'], puzzle_table, num_puzzle_identifiers)
     act = build_model(settings, PuzzleShape(**shape))
     fill(act, state, str(path))
     return Pretrained(act.to(device).eval(), act.shape, metadata, metadata.get('puzzle'), str(path))
+
+# %% ../../nbs/02_models/12_pretrained.ipynb #w002
+_TRAINING = FREE | {'no_ACT_continue', 'train_continue'} # settings that may differ from those of the checkpoint that a training begins with
+_TOLD = {'name', 'hidden_size', 'mlp_t', 'pos_encodings', 'puzzle_emb_ndim', 'H_layers', 'L_layers'} # settings that the tensors of an official file tell
+
+def _check_same(act, metadata, path):
+    "`UserError` unless the checkpoint holds the same model."
+    mine, theirs = act.settings.model_dump(), model_settings(metadata['model']).model_dump()
+    other = ' '.join(f'model.{k}={v}' for k, v in theirs.items() if k not in _TRAINING and mine.get(k) != v)
+    if other: raise UserError(f'{path} holds another model: to start from it set {other}')
+
+def warm_start(
+    act:ACT, # newly made
+    source:str|Path, # run folder, checkpoint, shipped name, Hub id, or official file
+    train:PuzzleDataset|None=None, # what it will learn from
+)->str: # what was done
+    "Give a new model the weights of a checkpoint; a puzzle table of another size or data set begins at the mean row."
+    path, wanted = find_checkpoint(source), act.shape.num_puzzle_identifiers
+    metadata, state = read_checkpoint(path, act.shape.seq_len, **act.settings.model_dump(exclude=_TOLD))
+    _check_same(act, metadata, path)
+    rows, data = metadata['shape']['num_puzzle_identifiers'], (metadata.get('data') or {}).get('fingerprint')
+    new = rows != wanted or bool(data and train and data != train.fingerprint())
+    fill(act, fit_table(state, metadata['shape'], 'reset' if new else 'keep', wanted)[0], str(path))
+    return f'started from {path}' + f'; {wanted:,} rows of the puzzle table begin at the mean of its {rows:,}' * (new and act.settings.puzzle_emb_ndim > 0)
 
 # %% ../../nbs/02_models/12_pretrained.ipynb #c022
 def export_command(
