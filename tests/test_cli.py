@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from trm_nb import cli, run
+from trm_nb.data.env import VARIABLES
 from trm_nb.data.format import PuzzleDataset
 from trm_nb.data.sudoku import write_generated
 from trm_nb.learn.checkpoint import saved_steps
@@ -14,7 +15,6 @@ from trm_nb.models.act import PuzzleShape
 from trm_nb.models.pretrained import save_pretrained
 from trm_nb.models.zoo import build_model
 from trm_nb.run import shape_of
-from trm_nb.tools.doctor import VARIABLES
 
 SMALL = dict(name='trm', hidden_size=32, num_heads=2, H_cycles=1, L_cycles=1, puzzle_emb_ndim=0, puzzle_emb_len=1, halt_max_steps=2)
 TRAIN = ['train', 'demo', 'data.path=data', 'device=cpu', 'model.hidden_size=32', 'learn.steps=4', 'learn.batch_size=16']
@@ -209,7 +209,7 @@ def environment_reads(text):
 
 def test_every_variable_is_listed(root):
     found = {name for p in (root/'trm_nb').rglob('*.py') for name in environment_reads(p.read_text())}
-    assert found and found <= set(VARIABLES), 'add it to tools.doctor'
+    assert found and found <= set(VARIABLES), 'add it to data.env'
 
 def test_env_file(here, capsys):
     (here/'.env').write_text('HF_TOKEN=hf_secret\nHF_HOME=/from/file\n')
@@ -219,6 +219,7 @@ def test_env_file(here, capsys):
         assert os.environ['HF_TOKEN'] == 'hf_secret'
     said = capsys.readouterr().out
     assert '/from/environment' in said and '/from/file' not in said and 'hf_secret' not in said
+    assert re.search(r'^HF_TOKEN +\(hidden\) +\.env ', said, re.M) and re.search(r'^HF_HOME +/from/environment +environment ', said, re.M)
 
 def test_doctor(capsys):
     assert cli.call(['doctor', '--json']) in (0, 1)
