@@ -9,19 +9,36 @@ __all__ = ['DataSettings', 'Sampler', 'DeviceArrays', 'first_groups', 'local_bat
 from collections.abc import Iterator
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 from .basics import Settings, UserError
-from .format import PuzzleDataset, PuzzleSet
+from .format import PuzzleDataset, PuzzleSet, merge_sets
 from .random import draw
 
 # %% ../../nbs/01_data/05_loader.ipynb #c006
 class DataSettings(Settings):
     "Which puzzles a run learns from and is tested on."
-    path:str # dataset folder with a split 'train'
-    test_path:str|None=None # dataset folder with a split 'test'; None: the same folder
+    path:str|list[str] # dataset folder with a split 'train', or a list of them
+    test_path:str|list[str]|None=None # dataset folder with a split 'test', or a list; None: those of `path` that have one
     augment:bool=True # draw a symmetry of the puzzle for each example, where its kind has any
-    max_train_puzzles:int|None=Field(None, gt=0) # use only the first N groups
+    max_train_puzzles:int|None=Field(None, gt=0) # use only the first N groups of each folder
+
+    @field_validator('path', 'test_path')
+    @classmethod
+    def _distinct(cls, value):
+        if value in ('', []): raise ValueError('name at least one folder')
+        if isinstance(value, list) and len(set(value)) < len(value): raise ValueError('a folder is named twice')
+        return value
+
+    @property
+    def paths(self)->list[str]:
+        "Folders to learn from."
+        return [self.path] if isinstance(self.path, str) else self.path
+
+    @property
+    def test_paths(self)->list[str]|None:
+        "Folders to be tested on, where they are named."
+        return [self.test_path] if isinstance(self.test_path, str) else self.test_path
 
 # %% ../../nbs/01_data/05_loader.ipynb #c008
 def _flatten(starts, sizes, rng):
@@ -88,10 +105,10 @@ class DeviceArrays:
     def __init__(self,
         dataset:PuzzleDataset, # split to load
         device:str|torch.device='cpu', # where to
-        groups:int|None=None, # only the first groups
+        groups:int|None=None, # only the first groups of each set
     ):
         self.device, self.metadata = torch.device(device), dataset.metadata
-        self.arrays = first_groups(dataset.merged, groups)
+        self.arrays = merge_sets([first_groups(s, groups) for s in dataset.sets.values()])
         self.copies = dataset.puzzle.copies(dataset, self.arrays)
         if self.copies: self.copies.to(self.device)
         self.drawn = self.copies or self.arrays
@@ -159,7 +176,7 @@ class TrainLoader:
         rank:int=0, # this process
         world:int=1, # number of processes
         augment:bool=True, # draw a symmetry for each example, where the puzzle has any
-        max_train_puzzles:int|None=None, # only the first groups
+        max_train_puzzles:int|None=None, # only the first groups of each folder
     ):
         self.batch_size, self.seed, self.local = batch_size, seed, local_batch(batch_size, world)
         self.data = DeviceArrays(dataset, device, max_train_puzzles)
