@@ -278,3 +278,22 @@ def test_info_command(run, tmp_path):
     (data/'dataset.json').write_text('{}')
     with pytest.raises(UserError, match='is damaged'): info_command('demo', data=str(data.parent))
     with pytest.raises(UserError, match="did you mean 'maze-hard'"): info_command('maze-hrd')
+
+# weights to begin a training with
+
+@pytest.mark.parametrize('config', [True, False])
+@pytest.mark.parametrize('case', CASES)
+def test_a_training_begins_with_an_official_file(step_file, case, config):
+    "With its all_config.yaml, or where the settings of the new model say what no tensor tells; the new table is its mean row."
+    known = load_pretrained(step_file(case), seq_len=16)
+    new = build_model(known.act.settings, known.shape._replace(num_puzzle_identifiers=9), seed=1)
+    pretrained.warm_start(new, step_file(case, config=config))
+    state, table = known.act.state_dict(), 'inner.puzzle_emb.weights'
+    assert all(torch.equal(v, state[k].mean(0, keepdim=True).expand(9, -1) if k == table else state[k]) for k, v in new.state_dict().items())
+
+def test_a_training_does_not_begin_with_another_model(step_file):
+    known = load_pretrained(step_file('trm_attention'), seq_len=16)
+    other = build_model(known.act.settings.model_copy(update=dict(L_cycles=5, halt_max_steps=2)), known.shape)
+    before = {k: v.clone() for k, v in other.state_dict().items()}
+    with pytest.raises(UserError, match=rf'set model.L_cycles={known.act.settings.L_cycles}$'): pretrained.warm_start(other, step_file('trm_attention'))
+    assert all(torch.equal(v, before[k]) for k, v in other.state_dict().items())

@@ -1,12 +1,14 @@
 """Training as it is really run: under torchrun, killed, resumed, on one rank and on two."""
-import json, os, signal, subprocess, sys, time
+import json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
 from trm_nb.config import load_config
 from trm_nb.data.basics import UserError
 from trm_nb.data.format import PuzzleDataset
-from trm_nb.learn.checkpoint import load_train_state, saved_steps
+from trm_nb.learn.checkpoint import load_train_state, save_checkpoint, saved_steps
 from trm_nb.learn.launch import torchrun_command
 from trm_nb.run import Cluster, compose, launch_command, outcome, prepare, train, work
 
@@ -159,3 +161,87 @@ def test_template_refuses_an_unknown_parameter(root, tmp_path):
     import papermill
     with pytest.raises(PapermillExecutionError, match="unknown parameter 'presets': did you mean 'preset'"):
         papermill.execute_notebook(root/'experiments'/'train.ipynb', tmp_path/'out.ipynb', dict(presets='demo'), progress_bar=False)
+
+
+@pytest.fixture(scope='module')
+def first(data, tmp_path_factory):
+    "A run to start others from."
+    c = load_config('demo', f'data.path={data}', f'runs={tmp_path_factory.mktemp("first")}', 'name=first', 'device=cpu', 'model.hidden_size=32', 'model.num_heads=2',
+                    'model.puzzle_emb_ndim=32', 'learn.batch_size=16', 'learn.steps=6', 'learn.warmup_steps=0', 'learn.puzzle_lr=0.01')
+    prepare(c)
+    work(c.folder)
+    return c.folder
+
+
+def weights(folder): return load_file(folder/'checkpoints'/'last'/'model.safetensors')
+
+
+def test_a_run_starts_from_another(config, first):
+    c = config('warm', f'learn.start_from={first}')
+    prepare(c)
+    trainer, source = compose(c), weights(first)
+    for k, v in trainer.act.state_dict().items(): assert torch.equal(v, source[k]), k
+    for k, v in trainer.ema.state_dict().items(): assert torch.equal(v, source[k]), k
+    assert (source['inner.puzzle_emb.weights'] != 0).all(), 'a table that is zero would prove nothing'
+
+
+@pytest.mark.parametrize('rows', [1, 4])
+def test_rows_of_other_data_begin_at_the_mean(config, first, tmp_path, rows):
+    """Other identifiers, and as many of other data: both times no row belongs to its identifier any more."""
+    old, source = json.loads((first/'checkpoints/last/metadata.json').read_text()), weights(first)
+    old['shape']['num_puzzle_identifiers'] = rows
+    if rows == 1: old['data']['fingerprint'] = 'of other data'
+    source['inner.puzzle_emb.weights'] = torch.randn(rows, 32)
+    save_checkpoint(tmp_path/'old'/'checkpoints', 1, source, {}, old)
+    act = compose(config('other', f'learn.start_from={tmp_path/"old"}')).act
+    assert torch.equal(act.inner.puzzle_emb.weights, source['inner.puzzle_emb.weights'].mean(0, keepdim=True))
+
+
+def go(config, resume=False):
+    """Train in this process."""
+    prepare(config, resume=resume)
+    assert work(config.folder, resume) == 'done'
+    return weights(config.folder)
+
+
+def test_frozen_weights_do_not_move_by_a_bit(config, first):
+    pairs = (f'learn.start_from={first}', 'learn.freeze_weights=true', 'learn.warmup_steps=0', 'learn.puzzle_lr=0.01')
+    old, new = weights(first), go(config('frozen', *pairs))
+    assert [k for k in old if not torch.equal(old[k], new[k])] == ['inner.puzzle_emb.weights']
+    state = load_train_state(config('frozen').folder/'checkpoints'/'last')
+    assert state['optimiser'] is None and state['ema'] is None
+    newer = go(config('frozen', *pairs, 'learn.steps=28'), resume=True)
+    assert [k for k in old if not torch.equal(newer[k], new[k])] == ['inner.puzzle_emb.weights']
+
+
+def test_frozen_weights_cost_no_gradient(config, first):
+    def flops(*pairs):
+        trainer = compose(config('cheap', f'learn.start_from={first}', *pairs))
+        with FlopCounterMode(display=False) as counter: trainer.step()
+        return counter.get_total_flops(), trainer
+    (all_flops, _), (frozen_flops, trainer) = flops(), flops('learn.freeze_weights=true')
+    assert len(trainer.gradients) == 0 and all(p.grad is None for p in trainer.act.parameters())
+    assert frozen_flops < .85 * all_flops
+
+
+def test_resume_does_not_start_again(config, first, tmp_path):
+    """The resumed half needs neither the old checkpoint nor its weights."""
+    gone = tmp_path/'gone'
+    shutil.copytree(first, gone, symlinks=True)
+    unbroken, broken = ((f'learn.start_from={gone}', f'learn.steps={n}', 'learn.lr_min_ratio=1') for n in (16, 8))
+    a = go(config('unbroken', *unbroken))
+    go(config('broken', *broken))
+    shutil.rmtree(gone)
+    b = go(config('broken', *unbroken), resume=True)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize('pairs, said', [
+    (('model.hidden_size=64', 'model.L_cycles=3'), 'set model.hidden_size=32 model.L_cycles='),
+    (('learn.start_from=nowhere',), "no checkpoint 'nowhere'"),
+    (('learn.start_from=null', 'learn.freeze_weights=true'), 'name a checkpoint'),
+    (('model.puzzle_emb_ndim=0', 'learn.freeze_weights=true'), 'no puzzle table'),
+    (('learn.puzzle_lr=0', 'learn.freeze_weights=true'), 'nothing would learn')])
+def test_a_start_that_cannot_be(config, first, pairs, said):
+    with pytest.raises(UserError, match=said): train(config('bad', f'learn.start_from={first}', *pairs))
+    assert not config('bad').folder.exists()
