@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ARC_COLOURS', 'grid_keys', 'Undo', 'Tally', 'count_votes', 'Candidate', 'PairVotes', 'ArcVotes', 'draw_colours',
-           'Poll', 'vote', 'ArcSettings', 'Arc']
+           'all_tested_tasks', 'answered_tasks', 'Poll', 'vote', 'ArcSettings', 'Arc']
 
 # %% ../../nbs/03_evaluate/04_arc.ipynb #c002
 from collections.abc import Callable
@@ -15,8 +15,9 @@ import torch
 import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor
-from ..data.arc import INVERSE, SIDE, Task, crop, read_names, tested_tasks, token_table, turn
+from ..data.arc import INVERSE, SIDE, Task, crop, leaked_tasks, read_names, tested_tasks, token_table, turn
 from ..data.basics import Settings, UserError, write_json
+from ..data.folders import parts_of
 from ..data.format import PUZZLES, PuzzleDataset, mix64
 from .evaluator import EVALUATORS, Evaluator
 from .metrics import sigmoid
@@ -224,12 +225,30 @@ def draw_colours(
     ax.spines[:].set_visible(False)
 
 # %% ../../nbs/03_evaluate/04_arc.ipynb #c018
+def all_tested_tasks(
+    dataset:PuzzleDataset, # a test split of ARC, of one folder or several
+)->dict[str, Task]:
+    "The tested tasks of all its folders; `UserError` where two folders mean different tasks by a name."
+    found = {}
+    for folder in dict.fromkeys(part.path for part in parts_of(dataset)):
+        for name, task in tested_tasks(folder).items():
+            if found.setdefault(name, task).json() != task.json(): raise UserError(f'{folder}: task {name} is not the task of that name in the other folders')
+    return found
+
+def answered_tasks(
+    train:PuzzleDataset, # what a model learns from, of one folder or several
+    test:PuzzleDataset, # what it will be tested on
+)->list[str]:
+    "Tasks of `test` whose answers stand in a training folder."
+    tested = all_tested_tasks(test)
+    return sorted({name for part in parts_of(train) for name in leaked_tasks(part, tested)})
+
 class Poll:
     "The test pairs of a split, and which of them each example is."
     def __init__(self,
         dataset:PuzzleDataset, # a test split of ARC
     ):
-        self.undo, tested, arrays = Undo(dataset.identifiers), tested_tasks(dataset.path), dataset.merged
+        self.undo, tested, arrays = Undo(dataset.identifiers), all_tested_tasks(dataset), dataset.merged
         of = [self.undo.tasks[i] for i in arrays.puzzle_identifiers]
         for name, size in zip(of, arrays.sizes):
             if name not in tested or len(tested[name].test) != size: raise UserError(f'{dataset.path}: task {name} of the split {dataset.split} is not the one in test_puzzles.json')
@@ -261,6 +280,13 @@ class ArcSettings(Settings):
 @EVALUATORS.register('arc')
 class Arc(Evaluator):
     "Votes over the copies of each task: pass@k, a submission, and a report on each pair."
+    options = ArcSettings
+
+    @classmethod
+    def suits(cls, dataset):
+        "On a test split beside its tasks."
+        return dataset.split == 'test' and all((part.path/'test_puzzles.json').exists() for part in parts_of(dataset))
+
     def __init__(self,
         **settings, # fields of ArcSettings
     ):
