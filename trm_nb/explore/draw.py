@@ -69,13 +69,14 @@ def marks(
     before=None, # tokens of the answer before
     solution=None, # tokens of the solution
 )->Marks:
-    "Compare an answer with the puzzle, the answer before and the solution; a given that was overwritten is wrong; what is missing marks nothing."
+    "Compare an answer with the puzzle, the answer before and the solution; a given that was overwritten is wrong; what is missing marks nothing, nor does a solution's token 0."
     grid = lambda x: np.asarray(x).reshape(look.shape)
     none = np.zeros(look.shape, bool)
     fixed = grid(given) != look.blank if given is not None and look.blank is not None else none
     differs = lambda x: none if x is None else grid(x) != grid(answer)
     overwritten = fixed & differs(given)
-    return Marks(fixed & ~overwritten, differs(before), differs(solution) | overwritten)
+    counts = none if solution is None else grid(solution) != 0
+    return Marks(fixed & ~overwritten, differs(before), differs(solution) & counts | overwritten)
 
 # %% ../../nbs/04_explore/01_draw.ipynb #c011
 @lru_cache(maxsize=512)
