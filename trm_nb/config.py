@@ -18,6 +18,7 @@ from .evaluate.evaluator import EvaluateSettings
 from .learn.trainer import LearnSettings
 from .models.act import ModelSettings
 from .models.zoo import PRESETS, model_settings
+from .publish.auto import AutoPublishOption
 
 # %% ../nbs/90_config.ipynb #c005
 class Config(Settings):
@@ -32,6 +33,7 @@ class Config(Settings):
     model: SerializeAsAny[ModelSettings] # architecture, by its `name`
     learn: LearnSettings = LearnSettings() # how weights are found
     evaluate: EvaluateSettings = EvaluateSettings() # how they are tested
+    auto_publish: AutoPublishOption = None # user/name, or when and where the best checkpoint goes to the Hub
 
     @field_validator('model', mode='before')
     @classmethod
