@@ -41,6 +41,7 @@ class LearnSettings(Settings):
     compile: bool | None = None # torch.compile the recursion; none: on CUDA only
     log_every: int = Field(50, gt=0) # steps between rows of metrics.jsonl
     eval_every: int | None = Field(None, gt=0) # steps between evaluations; none: only at the end
+    eval_after: int = Field(0, ge=0) # no evaluation before this step, but for the one at the end
     save_every: int | None = Field(None, gt=0) # steps between checkpoints; none: at each evaluation
     keep_last: int = Field(2, gt=0) # checkpoints that stay, beside the best
     best: str = 'exact_accuracy' # metric of the evaluation that chooses the best checkpoint
