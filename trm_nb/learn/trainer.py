@@ -13,11 +13,13 @@ from torch import Tensor
 from ..data.basics import Settings, UserError
 from ..data.random import draw
 from ..models.act import ACT, Carry
+from ..models.fused import fuse, recast
 from .callbacks import Callback
 from .ema import EMA
 from .launch import Ranks
 from .losses import METRICS, LossSettings, act_loss
 from .optim import OPTIMISERS, SignSGD
+from .replay import Replay
 from .schedule import learning_rate
 
 # %% ../../nbs/05_learn/08_trainer.ipynb #c005
@@ -38,7 +40,8 @@ class LearnSettings(Settings):
     lr_min_ratio: float = Field(1.0, ge=0, le=1) # final over base rate, by a cosine; 1: constant
     ema: float | None = Field(0.999, gt=0, lt=1) # decay of the mean weights; none: evaluate and save the trained ones
     loss: LossSettings = LossSettings() # how a step is graded
-    compile: bool | None = None # torch.compile the recursion; none: on CUDA only
+    fused: bool = True # Triton kernels and a CUDA graph of the step, where model and card allow: bfloat16, Hopper or newer
+    compile: bool | None = None # torch.compile the recursion where it is not fused; none: on CUDA only
     log_every: int = Field(50, gt=0) # steps between rows of metrics.jsonl
     eval_every: int | None = Field(None, gt=0) # steps between evaluations; none: only at the end
     eval_after: int = Field(0, ge=0) # no evaluation before this step, but for the one at the end
@@ -98,7 +101,9 @@ class Trainer:
         self.sums = torch.zeros(len(METRICS) + 1, dtype=torch.float32 if ranks.device.type == 'mps' else torch.float64, device=ranks.device)
         self.step_number, self.graded, self.stop = 0, 0, False
         self.best: dict | None = None
-        self.compile()
+        self.fused = settings.fused and fuse(act.inner)
+        if not self.fused: self.compile()
+        self.forward_backward = Replay(self._forward_backward, ranks.device) if self.fused else self._forward_backward
 
     def compile(self):
         "Compile the recursion, where the settings or the device ask for it."
@@ -119,20 +124,21 @@ class Trainer:
         self.lr = s.lr * scale
 
     def _forward_backward(self, carry, batch, u):
-        "One micro-batch: refill, recurse, grade, add to the gradients and to the sums."
+        "One micro-batch: refill, recurse, grade, add to the gradients and to the sums; also the puzzle rows read, with their gradients."
+        if self.fused: recast(self.act.inner)
         carry = self.act.refill(carry, batch)
         carry, out = self.act.step(carry, self.act.inner.read_rows(carry.data['puzzle_identifiers']), u)
         loss, metrics = act_loss(out, carry, self.settings.loss)
         (loss / self.settings.batch_size).backward()
         self.sums += torch.stack([loss.detach(), *metrics.values()]).to(self.sums.dtype)
-        return carry
+        return carry, self.table_optimiser and self.table_optimiser.table.take()
 
-    def _update(self):
+    def _update(self, rows):
         "Sum gradients over ranks, then move weights, puzzle rows and the running mean."
         if self.optimiser:
             self.ranks.sum_(self.gradients)
             self.optimiser.step()
-        if self.table_optimiser: self.table_optimiser.step(*map(self.ranks.gather, self.table_optimiser.table.take()))
+        if self.table_optimiser: self.table_optimiser.step(*(self.ranks.gather(torch.cat(t)) for t in zip(*rows)))
         if self.ema: self.ema.update()
 
     def step(self):
@@ -145,8 +151,9 @@ class Trainer:
         cut = [{k: v[p[0]:p[-1] + 1] for k, v in batch.items()} for p in self.parts]
         if self.carries is None: self.carries = [self.act.initial_carry(b) for b in cut]
         self.gradients.zero_()
-        self.carries = [self._forward_backward(c, b, u[p[0]:p[-1] + 1]) for c, b, p in zip(self.carries, cut, self.parts)]
-        self._update()
+        done = [self.forward_backward(c, b, u[p[0]:p[-1] + 1]) for c, b, p in zip(self.carries, cut, self.parts)]
+        self.carries, rows = zip(*done)
+        self._update(rows)
 
     def _asked_to_stop(self):
         "Whether to leave early; ranks agree on it when they log, where they wait for each other anyway."
