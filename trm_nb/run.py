@@ -31,6 +31,7 @@ from .learn.trainer import Trainer, restore, train_state
 from .models.act import ACT, PuzzleShape
 from .models.pretrained import warm_start
 from .models.zoo import build_model
+from .publish.auto import publisher
 
 # %% ../nbs/91_run.ipynb #c005
 def read_data(
@@ -69,7 +70,7 @@ def shape_of(
 
 # %% ../nbs/91_run.ipynb #c007
 # settings that may change when a run goes on: they do not touch what was computed
-FREE = ('runs', 'name', 'device', 'data.path', 'data.test_path', 'learn.steps', 'learn.micro_batch', 'learn.compile', 'learn.eval_every', 'learn.eval_after', 'learn.save_every', 'learn.keep_last', 'evaluate', 'callbacks')
+FREE = ('runs', 'name', 'device', 'data.path', 'data.test_path', 'learn.steps', 'learn.micro_batch', 'learn.compile', 'learn.eval_every', 'learn.eval_after', 'learn.save_every', 'learn.keep_last', 'evaluate', 'callbacks', 'auto_publish')
 
 def _flat(values, prefix=''):
     "Nested settings as {'learn.lr': 1e-4, ...}."
@@ -204,7 +205,7 @@ def compose(
     if ranks.first and started: print(started, file=sys.stderr, flush=True)
     callbacks = [StopOnSignal(), Recorder(config.folder), Progress(), Checkpointer(config.folder/'checkpoints', train_state, describer(config, train, leak, ranks))]
     if test is not None: callbacks += evaluation_callbacks(config, test, ranks)
-    return Trainer(act, loader, config.learn, ranks, callbacks + [CALLBACKS[n]() for n in config.callbacks], config.seed)
+    return Trainer(act, loader, config.learn, ranks, callbacks + publisher(config.auto_publish, config.folder) + [CALLBACKS[n]() for n in config.callbacks], config.seed)
 
 # %% ../nbs/91_run.ipynb #c011
 def out_of_memory(
