@@ -26,11 +26,15 @@ COMMANDS = { # 'name' or 'group name': (module:function, line of the overview)
     'solve': ('trm_nb.explore.solver:solve_command', 'Solve one puzzle.'),
     'info': ('trm_nb.models.pretrained:info_command', 'Show layers, parameters and cost of a preset or checkpoint.'),
     'export': ('trm_nb.models.pretrained:export_command', 'Write a checkpoint with the official names.'),
+    'publish dataset': ('trm_nb.publish.hub:publish_dataset_command', 'Put a dataset folder on the Hugging Face Hub.'),
+    'publish model': ('trm_nb.publish.hub:publish_model_command', 'Put a checkpoint on the Hugging Face Hub.'),
+    'publish space': ('trm_nb.publish.space:publish_space_command', 'Put a web page that solves puzzles on the Hugging Face Hub, or in a folder.'),
+    'pipeline': ('trm_nb.publish.pipeline:pipeline_command', 'Dataset, training, publication: everything that a YAML file describes.'),
     'doctor': ('trm_nb.tools.doctor:doctor_command', 'Check this machine and what is installed.'),
     'env': ('trm_nb.data.env:env_command', 'List the environment variables that are honoured, and which are set.'),
     'new': ('trm_nb.tools.new:new_command', 'Write a notebook for a puzzle, model or callback of your own.'),
 }
-GROUPS = {'data': 'Build and check datasets.'}
+GROUPS = {'data': 'Build and check datasets.', 'publish': 'Put datasets, models and web pages on the Hub.'}
 
 # %% ../nbs/92_cli.ipynb #c007
 def help_text(
