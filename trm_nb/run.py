@@ -107,7 +107,7 @@ def begin(
 def _check_data(config, train):
     "Refuse to go on with other puzzles than those that were trained on; where they lie does not matter."
     said = read_metadata(config.folder/'checkpoints'/'last').get('data') or {}
-    if said.get('fingerprint', train.fingerprint()) != train.fingerprint():
+    if 'fingerprint' in said and said['fingerprint'] != train.fingerprint():
         raise UserError(f"{config.folder} was trained on other puzzles ({said.get('path')}) than {train.path} holds: give it the same data, or choose another name=")
 
 def prepare(

@@ -65,7 +65,7 @@ class Answer:
     @property
     def verdict(self)->str:
         "In words: is it valid, and where would the model have stopped?"
-        broken = {None: 'rules not known', 0: 'valid'}.get(self.conflicts, f'NOT valid: {self.conflicts} rules or givens broken')
+        broken = {None: 'rules not known', 0: 'valid'}.get(self.conflicts, f'NOT valid: {self.conflicts} {"rule or given" if self.conflicts == 1 else "rules or givens"} broken')
         stop = f'stops at step {self.halted_at}' if self.halted_at else f'does not stop within {self.steps} steps'
         return f'{broken} · {stop} · q_halt {self.q_halt[-1]:+.1f}'
 
