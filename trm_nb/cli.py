@@ -24,6 +24,7 @@ COMMANDS = { # 'name' or 'group name': (module:function, line of the overview)
     'train': ('trm_nb.run:train_command', 'Train a model, on one process or many.'),
     'eval': ('trm_nb.evaluate.evaluator:eval_command', 'Score a checkpoint on a dataset or a CSV file.'),
     'solve': ('trm_nb.explore.solver:solve_command', 'Solve one puzzle.'),
+    'adapt': ('trm_nb.learn.adapt:adapt_command', 'Learn identifiers for a new ARC task and vote on its test inputs.'),
     'info': ('trm_nb.models.pretrained:info_command', 'Show layers, parameters and cost of a preset or checkpoint.'),
     'export': ('trm_nb.models.pretrained:export_command', 'Write a checkpoint with the official names.'),
     'publish dataset': ('trm_nb.publish.hub:publish_dataset_command', 'Put a dataset folder on the Hugging Face Hub.'),
