@@ -6,7 +6,7 @@
 __all__ = ['LearnSettings', 'flat_gradients', 'Trainer', 'train_state', 'restore']
 
 # %% ../../nbs/05_learn/08_trainer.ipynb #c002
-from typing import Iterable
+from typing import Iterable, Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -46,8 +46,10 @@ class LearnSettings(Settings):
     eval_every: int | None = Field(None, gt=0) # steps between evaluations; none: only at the end
     eval_after: int = Field(0, ge=0) # no evaluation before this step, but for the one at the end
     save_every: int | None = Field(None, gt=0) # steps between checkpoints; none: at each evaluation
-    keep_last: int = Field(2, gt=0) # checkpoints that stay, beside the best
-    best: str = 'exact_accuracy' # metric of the evaluation that chooses the best checkpoint
+    keep_last: int = Field(2, gt=0) # newest checkpoints that stay, beside the best
+    keep_every: int | None = Field(None, gt=0) # checkpoints at multiples of it are saved and stay too
+    best: str = 'exact_accuracy' # metric that chooses the best checkpoint, of the evaluation or, as train.loss, of training
+    best_is: Literal['max', 'min'] = 'max' # whether the highest or the lowest is the best
 
     @model_validator(mode='after')
     def _fits(self):
