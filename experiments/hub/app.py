@@ -4,7 +4,7 @@ from pathlib import Path
 import gradio as gr
 from PIL import Image
 from trm_nb.data.basics import UserError
-from trm_nb.explore.draw import draw_film, draw_halting
+from trm_nb.explore.draw import draw_film, draw_grid, draw_halting
 from trm_nb.explore.solver import Solver
 
 HERE = Path(__file__).resolve().parent
@@ -15,6 +15,7 @@ most = solver.act.settings.halt_max_steps
 
 def image(picture):
     "A figure as an image for the page."
+    picture.set_dpi(160)
     return Image.open(io.BytesIO(picture.png()))
 
 def solve(puzzle, steps):
@@ -24,7 +25,8 @@ def solve(puzzle, steps):
     answer = solver.answer_of(trace)
     shown = sorted({round(1 + i * (trace.steps - 1) / 11) for i in range(12)}) if trace.steps > 12 else None
     film = draw_film(trace.answers, solver.look, trace.inputs, q_halt=trace.q_halt, steps=shown)
-    return image(answer.draw()), f'**{answer.verdict}**', image(film), image(draw_halting(trace.q_halt)), answer.text
+    grid = draw_grid(trace.answers[-1], solver.look, trace.inputs, confidence=trace.confidence[-1])
+    return image(grid), f'**{answer.verdict}**', image(film), image(draw_halting(trace.q_halt)), answer.text
 
 with gr.Blocks(title=CARD['title']) as page:
     gr.Markdown(f"# {CARD['title']}\n\n{CARD['about']}")
@@ -34,12 +36,17 @@ with gr.Blocks(title=CARD['title']) as page:
             steps = gr.Slider(1, max(64, most), most, step=1, label='ACT steps')
             go = gr.Button('Solve', variant='primary', elem_id='solve')
         with gr.Column():
-            grid = gr.Image(label='Answer: givens bold, unsure cells shaded', height=360, elem_id='answer')
-            verdict = gr.Markdown(elem_id='verdict')
-    film = gr.Image(label='The answer after each step', elem_id='film')
+            verdict = gr.Markdown('Its answer: givens bold, unsure cells shaded.', elem_id='verdict')
+            grid = gr.Image(show_label=False, height=300, elem_id='answer')
+    gr.Markdown('### The answer after each step')
+    film = gr.Image(show_label=False, elem_id='film')
     with gr.Row():
-        halting = gr.Image(label='Does the model believe it?', height=280)
-        text = gr.Textbox(label='Answer as text', lines=4, elem_id='text')
+        with gr.Column():
+            gr.Markdown('### Does the model believe it?')
+            halting = gr.Image(show_label=False, height=260)
+        with gr.Column():
+            gr.Markdown('### The answer as text')
+            text = gr.Textbox(show_label=False, lines=6, elem_id='text')
     outputs = [grid, verdict, film, halting, text]
     go.click(solve, [puzzle, steps], outputs)
     puzzle.submit(solve, [puzzle, steps], outputs)
