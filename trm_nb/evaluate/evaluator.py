@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EVALUATORS', 'Evaluator', 'Exact', 'EvaluateSettings', 'make_evaluator', 'make_evaluators', 'fitting', 'thin',
-           'Evaluation', 'evaluate', 'Leakage', 'leakage', 'read_split', 'trained_places', 'memory_advice', 'report',
-           'read_options', 'save_evaluation', 'eval_command']
+           'Evaluation', 'evaluate', 'Cells', 'Leakage', 'leakage', 'read_split', 'trained_places', 'memory_advice',
+           'report', 'read_options', 'save_evaluation', 'eval_command']
 
 # %% ../../nbs/03_evaluate/02_evaluator.ipynb #c002
 import importlib, json, sys, time
@@ -26,7 +26,7 @@ from ..data.format import PuzzleDataset, PuzzleSet, overlap
 from ..data.folders import Place, read_folders
 from ..data.loader import eval_batches
 from ..data.sudoku import read_csv
-from .metrics import Calibration, Score, accuracy_by_step, at_steps, by_bins, calibration, exact, halting_steps, labelled, token_accuracy, wilson
+from .metrics import IGNORE, Calibration, Score, accuracy_by_step, at_steps, by_bins, calibration, exact, halting_steps, labelled, token_accuracy, wilson
 from ..models.act import ACT, ponder
 from ..models.pretrained import load_pretrained
 
@@ -171,6 +171,7 @@ class Evaluation:
     seconds:float=0. # how long it took
     results:dict=field(default_factory=dict) # what the evaluators report
     examples:np.ndarray|None=None # int64 (m,): examples of the data set that were run, labelled or not; an evaluator's `index` counts in them
+    cells:np.ndarray|None=None # float64 (steps, L): share of puzzles with the cell right, nan where it is never labelled; where `cells` is among the evaluators
 
     @property
     def steps(self)->int:
@@ -326,6 +327,27 @@ def evaluate(
     evaluation.seconds = time.perf_counter() - began
     for e in evaluators: evaluation.results |= e.result(evaluation, gather)
     return evaluation
+
+# %% ../../nbs/03_evaluate/02_evaluator.ipynb #k001
+@EVALUATORS.register('cells')
+class Cells(Evaluator):
+    "Share of puzzles with each cell right after each ACT step, in `evaluation.cells`; reports no number."
+    def begin(self, dataset):
+        "Start counting anew."
+        self.right, self.counted = {}, 0
+
+    def update(self, batch, index, step, out):
+        "Count on the device."
+        labels = batch['labels']
+        counts = labels != IGNORE
+        self.right[step] = self.right.get(step, 0) + ((out.logits.argmax(-1) == labels) & counts).sum(0)
+        if step == 1: self.counted = self.counted + counts.sum(0)
+
+    def result(self, evaluation, gather):
+        "Sum over ranks."
+        right, counted = (gather(x[None]).sum(0).cpu().numpy() for x in (torch.stack(list(self.right.values())), self.counted))
+        evaluation.cells = np.where(counted, right / np.maximum(counted, 1), np.nan)
+        return {}
 
 # %% ../../nbs/03_evaluate/02_evaluator.ipynb #c028
 @dataclass(frozen=True)
