@@ -1,5 +1,6 @@
 """The data room: folders, symmetries and keys, Sudoku sources and the generator, the loader."""
 import itertools, json, shutil
+from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import pytest
@@ -7,9 +8,10 @@ import torch
 import typer
 from typer.testing import CliRunner
 from trm_nb.data.augment import Dihedral
-from trm_nb.data.basics import UserError
+from trm_nb.data.basics import UserError, check_settings
+from trm_nb.data.folders import join, read_folders
 from trm_nb.data.format import PUZZLES, DatasetMetadata, PuzzleDataset, overlap, puzzle_of
-from trm_nb.data.loader import Sampler, TrainLoader, eval_batches
+from trm_nb.data.loader import DataSettings, Sampler, TrainLoader, eval_batches
 from trm_nb.data.random import draw
 from trm_nb.data.sudoku import SIZES, check_command, generate, generate_sudoku_set, solve, sudoku_command, write_generated
 
@@ -358,3 +360,52 @@ def test_the_device_is_not_waited_for(six):
     try: batches = [loader.batch() for _ in range(3)]
     finally: torch.cuda.set_sync_debug_mode('default')
     for there, here in zip(batches, joined([TrainLoader(data, 32, seed=3)], 4)[1:]): assert same({k: v.cpu() for k, v in there.items()}, here)
+
+# Several folders
+
+@pytest.fixture(scope='module')
+def more(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('more')/'more'
+    write_generated(folder, size=6, train=40, test=20, seed=77)
+    return folder
+
+def test_joined_folders_are_one_stream(six, more):
+    both = read_folders([six, more])
+    assert both.metadata.num_puzzle_identifiers == 1 and both.metadata.total_groups == 120
+    loader, drawn = TrainLoader(both, 40, seed=1), []
+    for _ in range(3): drawn += list(loader.sampler.take(40)[0])       # an epoch: one example of each group
+    ends = [len(PuzzleDataset.read(f)) for f in (six, more)]
+    assert len({d for d in drawn if d >= ends[0]}) == 40 and len(set(drawn)) == 120
+    assert 0 < sum(d >= ends[0] for d in drawn[:40]) < 40              # mixed from the first batch on
+    one, two = joined([TrainLoader(both, 36, seed=4)], 6), joined([TrainLoader(both, 36, seed=4, rank=r, world=2) for r in range(2)], 6)
+    assert all(map(same, one, two))
+    early, late = TrainLoader(both, 36, seed=4), TrainLoader(both, 36, seed=4)
+    joined([early], 4)
+    late.load_state_dict(early.state_dict())
+    assert all(map(same, joined([late], 2), one[4:]))
+    symmetric = SIZES[6].keys(np.concatenate([PuzzleDataset.read(f).merged.inputs for f in (six, more)]))
+    assert set(SIZES[6].keys(torch.cat([b['inputs'] for b in one]).numpy())) <= set(symmetric)
+
+def test_joined_evaluation_sees_both(six, more):
+    both = read_folders([six, more], 'test')
+    index = torch.cat([i for i, _ in eval_batches(both, 32)])
+    assert sorted(index[index >= 0].tolist()) == list(range(60)) == list(range(len(both)))
+
+def test_fingerprints_cover_all_folders(six, more, tmp_path):
+    marks = {read_folders(f).fingerprint() for f in ([six], [more], [six, more], [more, six])}
+    assert len(marks) == 4
+    shutil.copytree(more, tmp_path/'elsewhere')
+    assert read_folders([six, tmp_path/'elsewhere']).fingerprint() == read_folders([six, more]).fingerprint()
+
+@pytest.mark.parametrize('key, value', [('seq_len', 16), ('vocab_size', 9), ('pad_id', 1), ('ignore_label_id', 1), ('blank_identifier_id', 2), ('on_the_fly', True)])
+def test_folders_must_agree(key, value, six, more):
+    a, b = (PuzzleDataset.read(f) for f in (six, more))
+    b = replace(b, metadata=b.metadata.model_copy(update={key: value}))
+    with pytest.raises(UserError, match=rf'{key} is .* in {six} and {value} in {more}: folders that are used together must agree'): join([a, b])
+
+@pytest.mark.parametrize('values, says', [
+    (dict(path=[]), 'at least one folder'), (dict(path=''), 'at least one folder'), (dict(path=['a', 'a']), 'named twice'),
+    (dict(path='a', test_path=[]), 'at least one folder'), (dict(path=3), "setting 'data.path"), (dict(path='a', test_paths='b'), "did you mean 'test_path'?")])
+def test_bad_folders_in_a_config(values, says):
+    with pytest.raises(UserError) as e: check_settings(DataSettings, values, 'data')
+    assert says in str(e.value)

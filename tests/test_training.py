@@ -1,16 +1,21 @@
 """Training as it is really run: under torchrun, killed, resumed, on one rank and on two."""
 import json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
+from types import SimpleNamespace
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 from trm_nb.config import load_config
+from trm_nb.data.arc import Task, build_arc
 from trm_nb.data.basics import UserError
 from trm_nb.data.format import PuzzleDataset
+from trm_nb.evaluate.evaluator import eval_command
+from trm_nb.evaluate.predictions import read_predictions
 from trm_nb.learn.checkpoint import load_train_state, save_checkpoint, saved_steps
 from trm_nb.learn.launch import torchrun_command
-from trm_nb.run import Cluster, compose, launch_command, outcome, prepare, train, work
+from trm_nb.run import Cluster, compose, launch_command, out_of_memory, outcome, prepare, read_data, train, work
 
 pytestmark = pytest.mark.xdist_group('training')
 
@@ -47,10 +52,15 @@ def same(a, b, rtol):
 
 
 def test_two_ranks_equal_one(config):
-    one, two, parts = config('one', *CALM), config('two', *CALM), config('parts', 'learn.micro_batch=4', *CALM)
+    keep = 'evaluate.save_outputs=[answers,q_halt]'
+    one, two, parts = config('one', keep, *CALM), config('two', keep, *CALM), config('parts', 'learn.micro_batch=4', *CALM)
     assert train(one) == train(two, Cluster(nproc=2)) == train(parts) == 'done'
     same(rows(one), rows(two), 2e-6)
     same(rows(one), rows(parts), 2e-6)
+    for step in (8, 16, 24):
+        a, b = (read_predictions(c.folder, step) for c in (one, two))
+        assert a['index'].tolist() == b['index'].tolist() == list(range(24)) and (a['answers'] == b['answers']).mean() > .99
+        assert a['q_halt'] == pytest.approx(b['q_halt'], abs=1e-4)
 
 
 def start(config, step):
@@ -245,3 +255,119 @@ def test_resume_does_not_start_again(config, first, tmp_path):
 def test_a_start_that_cannot_be(config, first, pairs, said):
     with pytest.raises(UserError, match=said): train(config('bad', f'learn.start_from={first}', *pairs))
     assert not config('bad').folder.exists()
+
+
+def test_the_first_evaluation_after_n_steps(config):
+    c = config('late', 'learn.eval_after=10', 'learn.save_every=8', 'evaluate.save_outputs=[q_halt]')
+    go(c)
+    assert [r['step'] for r in rows(c) if r['kind'] == 'eval'] == [16, 24]
+    assert sorted(p.name for p in (c.folder/'predictions').iterdir()) == ['step_16', 'step_24']
+    assert json.loads((c.folder/'predictions/step_24/evaluation.json').read_text())['exact_accuracy'] == rows(c)[-1]['exact_accuracy']
+    only_last = config('last', 'learn.eval_after=100', 'learn.steps=10')
+    go(only_last)
+    assert [r['step'] for r in rows(only_last) if r['kind'] == 'eval'] == [10]
+    prepare(c, overwrite=True)
+    assert not (c.folder/'predictions').exists()
+
+
+def test_resume_refuses_other_puzzles(config, data, tmp_path):
+    from trm_nb.data.sudoku import write_generated
+    c = config('kept', 'learn.steps=4')
+    go(c)
+    write_generated(tmp_path/'other', size=4, train=64, test=24, seed=9)
+    for path in (tmp_path/'other', f'[{data},{tmp_path/"other"}]'):
+        with pytest.raises(UserError, match='was trained on other puzzles'): prepare(config('kept', 'learn.steps=8', f'data.path={path}'), resume=True)
+    shutil.copytree(data, tmp_path/'copy')
+    go(config('kept', 'learn.steps=8', f'data.path={tmp_path/"copy"}'), resume=True)
+
+
+def test_memory_of_an_evaluation(config, monkeypatch):
+    def full(*a, **k): raise torch.OutOfMemoryError('CUDA out of memory')
+    monkeypatch.setattr('trm_nb.run.evaluate', full)
+    with pytest.raises(UserError, match=r'evaluate.batch_size=768: try evaluate.batch_size=384 or less'): go(config('big', 'learn.steps=2'))
+
+
+@pytest.mark.parametrize('local, micro, says', [(16, 16, '=8 or less'), (12, 6, '=3 or less'), (15, 15, '=5 or less'), (16, 1, 'smaller model')])
+def test_out_of_memory_halves(local, micro, says):
+    fake = SimpleNamespace(slots=range(local), parts=[range(micro)], ranks=SimpleNamespace(device='cuda:0'))
+    assert says in str(out_of_memory(fake))
+
+
+def test_a_test_folder_of_its_own(config, data, tmp_path):
+    from trm_nb.data.sudoku import write_generated
+    write_generated(tmp_path/'exam', size=4, train=2, test=7, seed=5)
+    c = config('exam', f'data.test_path={tmp_path/"exam"}', 'learn.steps=2')
+    train_set, test_set = read_data(c)
+    assert (train_set.path, test_set.path, len(test_set)) == (data, tmp_path/'exam', 7)
+    go(c)
+    assert rows(c)[-1]['puzzles'] == 7
+    shutil.rmtree(tmp_path/'exam/test')
+    with pytest.raises(UserError, match="exam has no split 'test'"): read_data(c)
+    both = config('both', f'data.path=[{data},{tmp_path/"exam"}]')     # only one of them has a test split
+    assert [len(d) for d in read_data(both)] == [66, 24]
+
+
+def turned(i):
+    """An ARC task: the answer is the question upside down."""
+    grids = [np.random.default_rng([i, k]).integers(1, 10, (2, 3)).astype(np.uint8) for k in range(3)]
+    return Task(f'task{i}', [(g, g[::-1]) for g in grids[:2]], [(grids[2], grids[2][::-1])])
+
+
+@pytest.fixture(scope='module')
+def versions(tmp_path_factory):
+    """Two ARC folders, made on the fly: the second trains on the task that the first one tests."""
+    base = tmp_path_factory.mktemp('arc')
+    for name, trained, tested in (('one', (0, 1), (2,)), ('two', (2,), (4,)), ('three', (7,), (8,))):
+        build_arc(base/name, dict(training=[turned(i) for i in trained], evaluation=[turned(i) for i in tested]), num_aug=2, on_the_fly=True)
+    return base
+
+
+@pytest.fixture
+def arc_run(versions, tmp_path):
+    def make(name, *pairs):
+        return load_config('arc-agi-1', f'data.path=[{versions/"one"},{versions/"two"}]', f'runs={tmp_path}', f'name={name}', 'device=cpu', 'model.hidden_size=16', 'model.num_heads=2',
+            'model.puzzle_emb_ndim=16', 'model.H_cycles=1', 'model.L_cycles=1', 'model.L_layers=1', 'model.halt_max_steps=1', 'model.forward_dtype=float32', 'learn.batch_size=8', 'learn.steps=4',
+            'learn.eval_every=2', 'learn.warmup_steps=0', 'learn.puzzle_lr=0.5', 'evaluate.batch_size=8', 'evaluate.save_outputs=[answers,q_halt,logits]', 'evaluate.options.arc.pass_ks=[1,2]', *pairs)
+    return make
+
+
+def test_two_arc_folders(arc_run, versions, capsys):
+    """Trained on both, tested on the second: in the run and later, its puzzles find their own rows."""
+    c = arc_run('both', f'data.test_path={versions/"two"}', 'evaluate.options.arc.sum_evaluations=true')
+    go(c)
+    assert 'the answers of 0' not in capsys.readouterr().err
+    table = weights(c.folder)['inner.puzzle_emb.weights']
+    assert len(table) == 1 + 9 + 6 and (table[1:].abs().sum(1) > 0).sum() > 6
+    assert {f'pass@{k}' for k in (1, 2)} <= set(rows(c)[-1])
+    votes = [json.loads((c.folder/f'predictions/step_{n}/votes.json').read_text())[0]['votes'] for n in (2, 4)]
+    assert votes == [3, 6], 'the evaluator is kept: votes add up over the run, as asked for'
+    then, last = read_predictions(c.folder), str(c.folder/'checkpoints'/'last')
+    assert sorted(then['puzzle_identifiers']) == [13, 14, 15], "one's nine, then two's first task, then the tested one"
+    eval_command(last, data=str(versions/'two'), batch_size=8, device='cpu', save_predictions=c.folder/'again', save_outputs='q_halt,logits', option=['arc.pass_ks=[1]'])
+    said = capsys.readouterr().out
+    assert 'pass@1' in said and 'pass@2' not in said
+    again = read_predictions(c.folder/'again')
+    for k in ('q_halt', 'logits', 'puzzle_identifiers'): assert again[k] == pytest.approx(then[k], abs=1e-5), k
+    assert set(json.loads((c.folder/'again/submission.json').read_text())) == {'task4'}
+    with pytest.raises(UserError, match='it has no rows for these puzzles'): eval_command(str(c.folder), data=str(versions/'three'), device='cpu')
+    file = Path(last)/'metadata.json'
+    forgotten = json.loads(file.read_text())
+    del forgotten['data']['places']
+    file.write_text(json.dumps(forgotten))
+    eval_command(last, data=str(versions/'two'), batch_size=8, device='cpu', save_predictions=c.folder/'wrong', save_outputs='logits')
+    assert abs(read_predictions(c.folder/'wrong')['logits'] - then['logits']).max() > 1e-3, 'with the wrong rows the answers are others'
+
+
+def test_training_on_both_versions_warns(arc_run, versions, capsys):
+    c = arc_run('mixed', 'learn.steps=1', 'evaluate.save_outputs=[]')
+    go(c)
+    said = capsys.readouterr().err
+    assert 'the answers of 1 tested tasks are in the training folders (task2); train on one version only' in said
+    assert json.loads((c.folder/'checkpoints/last/metadata.json').read_text())['data']['leakage']['tasks'] == 1
+    assert rows(c)[-1]['puzzles'] == 6
+
+
+def test_arc_folders_without_rows(arc_run, versions):
+    with pytest.raises(UserError, match='it has no rows for these puzzles'): read_data(arc_run('x', f'data.test_path={versions/"three"}'))
+    _, test_set = read_data(arc_run('x', f'data.test_path={versions/"three"}', 'model.puzzle_emb_ndim=0', 'model.puzzle_emb_len=1'))
+    assert len(test_set) == 1
