@@ -171,6 +171,27 @@ def test_damaged_checkpoint(here, refused):
     (['solve', 'modle', '1' * 16], "no checkpoint 'modle'"), (['info', 'demmo'], 'demmo'), (['eval', 'model'], '--data')])
 def test_solve_eval_info(args, said, refused): assert said in refused(*args)
 
+# several folders, options of evaluators
+
+def test_folders_of_two_kinds(here, refused):
+    write_generated(here/'six', size=6, train=4, test=2, seed=0)
+    assert 'vocab_size is 6 in data and 8 in six' in refused(*TRAIN, 'data.path=[data,six]')
+    assert 'vocab_size is 6 in data and 8 in six' in refused(*TRAIN, 'data.test_path=six')
+
+@pytest.mark.parametrize('pairs, said', [
+    (['data.path=[data,nowhere]'], "data.path: there is no folder 'nowhere'"), (['data.test_path=nowhere'], "data.test_path: there is no folder 'nowhere'"), (['data.path=[]'], 'at least one folder'),
+    (['data.path=[data,data]'], 'named twice'), (['evaluate.options.arc.pass_ks=[1]'], "'arc' is not among the evaluators"), (['evaluate.save_outputs=[answer]'], "'answers'"), (['learn.eval_after=-1'], 'learn.eval_after')])
+def test_folders_and_options(pairs, said, refused): assert said in refused(*TRAIN, *pairs)
+
+@pytest.mark.parametrize('args, said', [
+    (['--evaluator', 'exat'], "did you mean 'exact'?"), (['--option', 'exact'], 'write NAME.KEY=VALUE'), (['--option', 'arc.pass_ks=[1]'], "'arc' is not among the evaluators"),
+    (['--evaluator', 'arc'], 'test_puzzles.json is missing'), (['--save-predictions', 'kept', '--save-outputs', 'answer'], "'answers'"), (['--evaluator', 'exact', '--option', 'exact.n=1'], 'has no options')])
+def test_eval_options(args, said, refused): assert said in refused('eval', 'model', '--data', 'data', '--device', 'cpu', *args)
+
+def test_eval_keeps_predictions(here, capsys):
+    assert cli.call(['eval', 'model', '--data', 'data', '--device', 'cpu', '--save-predictions', 'kept']) == 0
+    assert sorted(f.name for f in (here/'kept').iterdir()) == ['evaluation.json', 'predictions.safetensors']
+
 # in mid-run
 
 @pytest.fixture

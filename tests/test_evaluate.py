@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 from fake_model import KnownAnswers
-from trm_nb.data.basics import UserError
+from trm_nb.data.basics import UserError, check_settings
 from trm_nb.data.format import PUZZLES, PuzzleDataset, PuzzleSet, describe
-from trm_nb.evaluate.evaluator import EVALUATORS, EvaluateSettings, Evaluator, eval_command, evaluate, leakage, read_split, report, thin
+from trm_nb.evaluate.evaluator import EVALUATORS, EvaluateSettings, Evaluator, eval_command, evaluate, fitting, leakage, make_evaluators, memory_advice, read_split, report, thin
+from trm_nb.evaluate.predictions import read_predictions
 from trm_nb.evaluate.metrics import Score, by_bins, calibration, exact, halting_steps, token_accuracy, wilson
 
 SOLUTION = np.array([2, 3, 4, 5, 4, 5, 2, 3, 3, 2, 5, 4, 5, 4, 3, 2])
@@ -184,3 +185,85 @@ def test_bad_input_is_one_line(checkpoint, tmp_path):
     with pytest.raises(UserError, match='not on this machine'): eval_command(str(checkpoint), data=str(wrong), device='cuda:99')
     with pytest.raises(UserError, match='no such folder'): eval_command(str(checkpoint), data=str(tmp_path/'nowhere'), device='cpu')
     with pytest.raises(UserError, match='no checkpoint'): eval_command(str(tmp_path/'nothing'), data=str(wrong), device='cpu')
+
+
+# Options and predictions
+
+@pytest.mark.parametrize('values, says', [
+    (dict(options=dict(arc={})), "'arc' is not among the evaluators (exact)"), (dict(options=dict(exact=dict(k=1))), "evaluator 'exact' has no options"),
+    (dict(evaluators=['arc'], options=dict(arc=dict(pass_k=[1]))), "unknown setting 'arc.pass_k': did you mean 'pass_ks'?"),
+    (dict(evaluators=['arc'], options=dict(arc=dict(pass_ks=[]))), "setting 'arc.pass_ks'"), (dict(evaluators=['arc'], options=dict(arc=3)), 'options.arc'),
+    (dict(save_outputs=['answer']), "setting 'predictions.outputs.0'"), (dict(save_outputs='answers'), 'save_outputs'), (dict(evaluators=['mase']), "did you mean 'maze'?")])
+def test_bad_options(values, says):
+    with pytest.raises(UserError) as e: check_settings(EvaluateSettings, values, 'evaluate')
+    assert says in str(e.value) and "setting 'evaluate." in str(e.value)
+
+
+def test_options_reach_the_evaluator():
+    settings = EvaluateSettings(evaluators=['exact', 'arc'], options=dict(arc=dict(pass_ks=[3], sum_evaluations=True)), save_outputs=['logits'])
+    _, arc, kept = make_evaluators(settings)
+    assert (arc.settings.pass_ks, arc.settings.sum_evaluations, kept.settings.outputs) == ([3], True, ['logits'])
+    assert make_evaluators(settings)[1] is not arc
+
+
+def test_what_is_used_unasked(data):
+    assert fitting(data) == ['exact']
+    maze = PuzzleDataset(Path('nowhere'), 'test', data.metadata.model_copy(update=dict(puzzle='maze', vocab_size=6, seq_len=900)), data.sets)
+    assert fitting(maze) == ['exact', 'maze']
+    arc = PuzzleDataset(Path('nowhere'), 'test', data.metadata.model_copy(update=dict(puzzle='arc', vocab_size=12, seq_len=900)), data.sets)
+    assert fitting(arc) == ['exact']                            # without test_puzzles.json there is nothing to vote on
+
+
+def kept(model, data, rank=0, world=1, gather=lambda x: x, outputs=('answers', 'q_halt', 'logits', 'inputs', 'labels'), **settings):
+    settings = EvaluateSettings(save_outputs=list(outputs), **settings)
+    evaluators = make_evaluators(settings)
+    evaluate(model, data, settings, rank=rank, world=world, gather=gather, progress=False, evaluators=evaluators)
+    return evaluators[-1].found
+
+
+@pytest.mark.parametrize('batch_size', [2, 4, 100])
+def test_predictions_by_value(model, data, batch_size, tmp_path):
+    data.sets['all'].labels[1] = 0                              # a puzzle without an answer is predicted, too
+    one = kept(model, data, batch_size=batch_size)
+    solved = np.array(SOLVED_AT) <= 4
+    assert (one['answers'] == np.where(solved[:, None], SOLUTION, puzzles(7))).all() and one['answers'].dtype == np.uint8
+    assert one['q_halt'] == pytest.approx(4 - np.array(HALT_AT)) and one['logits'].shape == (7, 16, 6)
+    assert (one['inputs'] == puzzles(7)).all() and (one['labels'][1] == -100).all() and (one['labels'][2] == SOLUTION).all()
+    assert one['index'].tolist() == list(range(7)) and one.about['steps'] == '4'
+    sent = []
+    def first(x): sent.append(x); return x
+    def second(x): return torch.cat([sent.pop(0), x])
+    kept(model, data, 0, 2, first, batch_size=batch_size)
+    two = kept(model, data, 1, 2, second, batch_size=batch_size)
+    assert sent == [] and all((one[k] == two[k]).all() for k in one.outputs)
+    assert two.save(tmp_path) == tmp_path/'predictions.safetensors' and [f.name for f in tmp_path.iterdir()] == ['predictions.safetensors']
+    again = read_predictions(tmp_path)
+    assert again.about == one.about and all((one[k] == again[k]).all() and one[k].dtype == again[k].dtype for k in one.outputs)
+
+
+def test_predictions_of_some_puzzles(model, data):
+    some = kept(model, data, max_puzzles=3, outputs=['inputs'])
+    assert some['index'].tolist() == [0, 3, 6] and (some['inputs'] == puzzles(7)[[0, 3, 6]]).all() and set(some.outputs) == {'index', 'puzzle_identifiers', 'inputs'}
+
+
+def test_a_write_that_fails_leaves_nothing(model, data, tmp_path, monkeypatch):
+    found = kept(model, data)
+    found.save(tmp_path)
+    before = (tmp_path/'predictions.safetensors').read_bytes()
+    def full(tensors, path, about): Path(path).write_bytes(b'half'); raise OSError(28, 'No space left on device')
+    monkeypatch.setattr('trm_nb.evaluate.predictions.save_file', full)
+    with pytest.raises(OSError): found.save(tmp_path)
+    assert [f.name for f in tmp_path.iterdir()] == ['predictions.safetensors'] and (tmp_path/'predictions.safetensors').read_bytes() == before
+
+
+def test_command_keeps_predictions(checkpoint, tmp_path, capsys):
+    file = write_csv(tmp_path/'some.csv', *((q, SOLUTION, 3) for q in puzzles(5)))
+    eval_command(str(checkpoint), data=str(file), device='cpu', save_predictions=tmp_path/'kept', save_outputs='answers,labels', as_json=True)
+    said, found = json.loads(capsys.readouterr().out), read_predictions(tmp_path/'kept')
+    assert (found['answers'] == found['labels']).all(1).mean() == said['exact_accuracy']
+    assert json.loads((tmp_path/'kept/evaluation.json').read_text())['checkpoint'] == said['checkpoint']
+
+
+def test_memory_advice_halves():
+    for now, says in ((768, 'try --batch-size 384 or less'), (1, 'a smaller model')):
+        with pytest.raises(UserError, match=says), memory_advice(EvaluateSettings(batch_size=now), '--batch-size '): raise torch.OutOfMemoryError('CUDA out of memory')
