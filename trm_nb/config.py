@@ -10,7 +10,6 @@ import importlib
 from pathlib import Path
 from typing import Any
 import yaml
-import trm_nb.evaluate.arc, trm_nb.evaluate.maze  # register their evaluators
 from pydantic import SerializeAsAny, field_validator
 from .data.basics import Registry, Settings, UserError, check_settings, fingerprint, suggest
 from .data.loader import DataSettings

@@ -241,7 +241,7 @@ def export_command(
     """
     found = load_pretrained(checkpoint)
     step = found.metadata.get('step') or 0
-    written = export_official(found.act, out, step, found.puzzle) if official else save_pretrained(found.act, out, found.puzzle, step=step)
+    written = export_official(found.act, out, step, found.puzzle) if official else save_pretrained(found.act, out, found.puzzle, step=step, data=found.metadata.get('data'))
     print(f'{found.source} -> {written}')
 
 def _read_shape(folder):
