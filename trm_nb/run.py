@@ -260,6 +260,7 @@ class Cluster:
     nnodes: int = 1 # machines
     node_rank: int = 0 # this machine
     rendezvous: str | None = None # HOST:PORT of the first machine
+    torchrun: bool = True # false: this one process, started without torchrun
 
     @property
     def world(self)->int:
@@ -271,8 +272,10 @@ def launch_command(
     cluster:Cluster=Cluster(), # processes and machines
     resume:bool=False, # go on from the last checkpoint
 )->list[str]:
-    "The torchrun command of a prepared run."
-    return torchrun_command('trm_nb.run', [str(folder)] + ['--resume'] * resume, cluster.nproc, cluster.nnodes, cluster.node_rank, cluster.rendezvous)
+    "The command of a prepared run: torchrun's, or one process without it."
+    if cluster.torchrun: return torchrun_command('trm_nb.run', [str(folder)] + ['--resume'] * resume, cluster.nproc, cluster.nnodes, cluster.node_rank, cluster.rendezvous)
+    if cluster.world > 1: raise UserError('several processes need torchrun: drop --no-torchrun')
+    return [sys.executable, '-m', 'trm_nb.run', str(folder)] + ['--resume'] * resume
 
 def outcome(
     folder:Path, # run folder
@@ -367,6 +370,7 @@ def train_command(
     nnodes: Annotated[int, typer.Option(help='Machines.')] = 1,
     node_rank: Annotated[int, typer.Option(help='Which of the machines this is.')] = 0,
     rendezvous: Annotated[str, typer.Option(help='HOST:PORT of the first machine.')] = None,
+    torchrun: Annotated[bool, typer.Option('--torchrun/--no-torchrun', help='Start the processes with torchrun; one process can do without.')] = True,
     resume: Annotated[bool, typer.Option('--resume', help='Go on from the last checkpoint.')] = False,
     overwrite: Annotated[bool, typer.Option('--overwrite', help='Throw away what the run folder holds.')] = False,
     dry_run: Annotated[bool, typer.Option('--dry-run', help='Print the config and the torchrun command, and stop.')] = False,
@@ -383,7 +387,7 @@ def train_command(
 
         trm train runs/first --resume learn.steps=40000
     """
-    config, cluster = load_config(source, *pairs), Cluster(nproc, nnodes, node_rank, rendezvous)
+    config, cluster = load_config(source, *pairs), Cluster(nproc, nnodes, node_rank, rendezvous, torchrun)
     if dry_run: return print(config.to_yaml() + '\n' + ' '.join(launch_command(config.folder, cluster, resume)))
     try: status = train(config, cluster, resume, overwrite)
     except RunDied as e:
