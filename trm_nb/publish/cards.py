@@ -98,8 +98,9 @@ def example_of(
     config:dict, # of its run
 )->dict: # puzzle, answer, identifier
     "A puzzle to try."
-    paths = [(config.get('data') or {}).get('test_path'), (metadata.get('data') or {}).get('path')]
-    for path in filter(None, paths):
+    named, data = (config.get('data') or {}).get('test_path') or [], metadata.get('data') or {}
+    folders = [named] if isinstance(named, str) else named
+    for path in filter(None, [*folders, *(p['path'] for p in data.get('places') or []), data.get('path')]):
         if 'test' in splits_of(path): return first_puzzle(PuzzleDataset.read(path, 'test', validate=False))
     puzzle = PUZZLES[metadata.get('puzzle') or 'sudoku']
     return dict(puzzle=one_line(puzzle, np.full(puzzle.seq_len, look_of(puzzle).blank or 1)), answer=None, identifier=0)
