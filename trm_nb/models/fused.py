@@ -63,29 +63,41 @@ class _Gated(torch.autograd.Function):
         return (gu @ wgu).add_(ds), _product32(gu.T, x) if wanted else None, _product32(ds.T, h) if wanted else None, None, None, None
 
 class _Mixed(torch.autograd.Function):
-    "rms(t + SwiGLU(t)) over positions, t = z + a."
+    "rms(t + SwiGLU(t)) over positions, t = z + what is added."
     @staticmethod
-    def forward(ctx, z, a, gate_up, down, cast, eps, save):
-        "z, a (B, P, D)"
+    def forward(ctx, gate_up, down, cast, eps, save, z, *added):
+        "z and what is added (B, P, D)"
         weights = cast()
-        out, t, r = kernels.mix(z, a, weights, eps, save)
+        out, t, r = kernels.mix(z, added, weights, eps, save)
         if save: ctx.save_for_backward(out, t, r, *weights)
-        ctx.added = a is not None
+        ctx.terms = 1 + len(added)
         return out
 
     @staticmethod
     def backward(ctx, dout):
-        "Gradients of z, a and both weights."
+        "Gradients of both weights and of every term of the sum."
         out, t, r, *weights = ctx.saved_tensors
         dt, (dg, du, dd) = kernels.mix_backward(dout.contiguous(), out, t, r, weights)
         P = out.shape[1]
-        return dt, dt if ctx.added else None, torch.cat([dg, du])[:, :P], dd[:, :P].T, None, None, None
+        return torch.cat([dg, du])[:, :P], dd[:, :P].T, None, None, None, *[dt] * ctx.terms
+
+class _Sum(torch.autograd.Function):
+    "z + (the sum of what is added)."
+    @staticmethod
+    def forward(ctx, z, *added):
+        "All of one shape."
+        ctx.terms = 1 + len(added)
+        return kernels.add(z, *added)
+
+    @staticmethod
+    def backward(ctx, dout):
+        "The same for every term."
+        return (dout,) * ctx.terms
 
 _CUDNN = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
-def _long_attention(qkv, table, heads, save):
-    "Attention of packed projections; with `save` also the leaves and the result, for the gradient."
-    if table is not None: kernels.turn(qkv, table, heads)
+def _long_attention(qkv, heads, save):
+    "Attention of packed projections; with `save` also the result and the leaves, for the gradient."
     q, k, v = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
     if save: q, k, v = (t.detach().requires_grad_() for t in (q, k, v))
     with torch.set_grad_enabled(save), sdpa_kernel(_CUDNN, set_priority=True): o = F.scaled_dot_product_attention(q, k, v)
@@ -96,9 +108,9 @@ class _Attended(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, qkv_proj, o_proj, cast, table, heads, eps, save):
         "x (B, S, D)"
-        (wqkv, wo), short = cast(), x.shape[1] <= 128
-        qkv = x @ wqkv.T
-        o, ctx.graph = (kernels.attend(qkv, table, heads), None) if short else _long_attention(qkv, table, heads, save)
+        (wqkv, wo, apart), short = cast(), x.shape[1] <= 128
+        qkv = x @ wqkv.T if short else kernels.project(x, apart, table, heads)
+        o, ctx.graph = (kernels.attend(qkv, table, heads), None) if short else _long_attention(qkv, heads, save)
         out, r = kernels.add_norm(x.flatten(0, 1), (o @ wo.T).flatten(0, 1), eps, save)
         if save: ctx.save_for_backward(x, qkv if short else None, o, out, r, wqkv, wo)
         ctx.table, ctx.heads = table, heads
@@ -131,13 +143,16 @@ def _mixed_cast(mlp, positions):
     spare = max(16, 1 << (positions - 1).bit_length()) - positions
     return Cast([mlp.gate_up_proj.weight, mlp.down_proj.weight], lambda gu, d: [F.pad(w, (0, spare)) for w in (*gu.chunk(2), d.T)])
 
-def _stack_forward(self, z, injection, rope=None):
+def _stack_forward(self, z, *injected, rope=None):
     "As `Stack.forward`, by fused halves; plain again where the model has moved to where they do not run."
-    if not z.is_cuda or z.dtype != torch.bfloat16: return Stack.forward(self, z, injection, rope)
+    if not z.is_cuda or z.dtype != torch.bfloat16: return Stack.forward(self, z, *injected, rope=rope)
     save = torch.is_grad_enabled()
-    for n, (layer, (first, second)) in enumerate(zip(self.layers, self.casts)):
-        if isinstance(layer, MixerBlock): z = _Mixed.apply(z.contiguous(), injection if n == 0 else None, *first.weights, first, layer.eps, save)
-        else: z = _Attended.apply(z + injection if n == 0 else z, *first.weights, first, rope, layer.self_attn.heads, layer.eps, save)
+    z, *injected = [t.contiguous() for t in (z, *injected)]
+    if len(injected) > 2: injected = [injected[0], sum(injected[2:], injected[1])]
+    for layer, (first, second) in zip(self.layers, self.casts):
+        if isinstance(layer, MixerBlock): z = _Mixed.apply(*first.weights, first, layer.eps, save, z, *injected)
+        else: z = _Attended.apply(_Sum.apply(z, *injected) if injected else z, *first.weights, first, rope, layer.self_attn.heads, layer.eps, save)
+        injected = ()
         z = _Gated.apply(z.flatten(0, 1), *second.weights, second, layer.eps, save).view_as(z)
     return z
 
@@ -145,7 +160,8 @@ def _stack_forward(self, z, injection, rope=None):
 def _casts(layer, positions):
     "Casts of both halves of a block."
     if isinstance(layer, MixerBlock): return _mixed_cast(layer.mlp_t, positions), _gated_cast(layer.mlp)
-    return Cast([layer.self_attn.qkv_proj.weight, layer.self_attn.o_proj.weight], lambda *w: w), _gated_cast(layer.mlp)
+    a = layer.self_attn
+    return Cast([a.qkv_proj.weight, a.o_proj.weight], lambda qkv, o: [qkv, o, kernels.heads_apart(qkv, a.head_dim)]), _gated_cast(layer.mlp)
 
 def fits(
     block:nn.Module, # a block of `models.layers`
@@ -155,7 +171,7 @@ def fits(
     d = block.mlp.down_proj.weight.shape[0]
     if isinstance(block, MixerBlock): return positions <= 128 and d % 64 == 0 and block.mlp_t.down_proj.weight.shape[1] % 64 == 0
     a = getattr(block, 'self_attn', None)
-    return a is not None and a.heads == a.kv_heads and a.head_dim in (32, 64, 128) and d % 8 == 0
+    return a is not None and a.heads == a.kv_heads and a.head_dim in (32, 64, 128) and a.heads * a.head_dim % 128 == 0 and d % 8 == 0
 
 def _runs_on(device):
     "Whether a device runs the kernels: NVIDIA, Hopper or newer."

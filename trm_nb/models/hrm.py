@@ -32,5 +32,5 @@ class HRM(Recursion):
 
     def update(self, z:Latents, x:Tensor, u:Update)->Tensor:
         "f_L(z_L + z_H + x) or f_H(z_H + z_L)."
-        if u.latent == 'z_L': return self.L_level(z['z_L'], z['z_H'] + x, self.rope)
-        return self.H_level(z['z_H'], z['z_L'], self.rope)
+        if u.latent == 'z_L': return self.L_level(z['z_L'], z['z_H'], x, rope=self.rope)
+        return self.H_level(z['z_H'], z['z_L'], rope=self.rope)

@@ -27,7 +27,7 @@ class SingleLatent(Recursion):
 
     def update(self, z:Latents, x:Tensor, u:Update)->Tensor:
         "f(z + x), at the end of a round f(z)."
-        return self.L_level(z['z_L'], x if u.l < self.settings.L_cycles else 0, self.rope)
+        return self.L_level(z['z_L'], *[x] * (u.l < self.settings.L_cycles), rope=self.rope)
 
 # %% ../../nbs/02_models/08_latents.ipynb #c009
 class SixLatentsSettings(TRMSettings):
@@ -47,4 +47,4 @@ class SixLatents(Recursion):
     def update(self, z:Latents, x:Tensor, u:Update)->Tensor:
         "f(s + z_H + x) or f(z_H + s), s being the sum of the six."
         s = sum(z[n] for n in self.scratch)
-        return self.L_level(z['z_H'], s, self.rope) if u.latent == 'z_H' else self.L_level(s, z['z_H'] + x, self.rope)
+        return self.L_level(z['z_H'], s, rope=self.rope) if u.latent == 'z_H' else self.L_level(s, z['z_H'], x, rope=self.rope)

@@ -163,8 +163,8 @@ class Stack(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(blocks)
 
-    def forward(self, z:Tensor, injection:Tensor, rope:Tensor|None=None)->Tensor:
-        "f(z + injection): (B, S, d) -> (B, S, d)"
-        z = z + injection
+    def forward(self, z:Tensor, *injected:Tensor, rope:Tensor|None=None)->Tensor:
+        "f(z + the sum of what is injected): (B, S, d) -> (B, S, d)"
+        if injected: z = z + sum(injected[1:], injected[0])
         for layer in self.layers: z = layer(z, rope)
         return z

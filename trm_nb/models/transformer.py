@@ -38,4 +38,4 @@ class TransformerBaseline(Recursion):
 
     def update(self, z:Latents, x:Tensor, u:Update)->Tensor:
         "f_H(z_H + x)"
-        return self.H_level(z['z_H'], x, self.rope)
+        return self.H_level(z['z_H'], x, rope=self.rope)

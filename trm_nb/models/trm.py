@@ -19,5 +19,5 @@ class TRM(Recursion):
     "Tiny recursive model (arXiv 2510.04871): `z_L` thinks, `z_H` answers, one stack for both."
     def update(self, z:Latents, x:Tensor, u:Update)->Tensor:
         "f(z_L + z_H + x) for the scratch pad, f(z_H + z_L) for the answer."
-        injection = z['z_H'] + x if u.latent == 'z_L' else z['z_L']
-        return self.L_level(z[u.latent], injection, self.rope)
+        injected = (z['z_H'], x) if u.latent == 'z_L' else (z['z_L'],)
+        return self.L_level(z[u.latent], *injected, rope=self.rope)

@@ -183,8 +183,8 @@ class @Class@(Recursion):
     "TRM with a damped scratch pad."
     def update(self, z:Latents, x:Tensor, u:Update)->Tensor:
         "The new value of latent `u.latent`."
-        if u.latent == 'z_H': return self.L_level(z['z_H'], z['z_L'], self.rope)
-        return torch.lerp(self.L_level(z['z_L'], z['z_H'] + x, self.rope), z['z_L'], self.settings.damping)
+        if u.latent == 'z_H': return self.L_level(z['z_H'], z['z_L'], rope=self.rope)
+        return torch.lerp(self.L_level(z['z_L'], z['z_H'], x, rope=self.rope), z['z_L'], self.settings.damping)
 == code
 small = dict(hidden_size=64, num_heads=4, H_cycles=2, L_cycles=2, mlp_t=True, puzzle_emb_ndim=0, puzzle_emb_len=1, halt_max_steps=4)
 def new_model(**kw): return build_model(small | dict(name='@name@') | kw, PuzzleShape(6, 16))
