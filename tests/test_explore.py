@@ -36,7 +36,7 @@ def real():
 
 
 def test_answer_by_value(solver):
-    a = solver.solve(puzzles(3)[1] - 1)
+    a = solver.solve(puzzles(3)[1] - 1, early_exit=False)
     assert a.text.replace('\n', '') == TEXT and a.grid.tolist()[0] == [1, 2, 3, 4]
     assert a.q_halt == pytest.approx([-1.5, -.5, .5, 1.5]) and a.halted_at == 3 and a.steps == 4
     assert a.valid and a.conflicts == 0
@@ -52,12 +52,12 @@ def test_text_lists_and_arrays_are_one_puzzle(solver):
 def test_steps_and_early_exit(solver):
     grids = list(puzzles(3) - 1)
     assert [a.valid for a in solver.solve_many(grids, steps=2, progress=False)] == [True, False, False]
-    early = solver.solve_many(grids, early_exit=True, progress=False)
+    early = solver.solve_many(grids, progress=False)
     assert [a.steps for a in early] == [1, 3, 2] and [a.halted_at for a in early] == [1, 3, 2]
     assert [a.valid for a in early] == [True, True, False]         # the third stops before it is solved, and its answer says so
     assert [len(a.q_halt) for a in early] == [1, 3, 2]
     solver.act.calls = 0
-    solver.solve(grids[0], early_exit=True)
+    solver.solve(grids[0])
     assert solver.act.calls == 1                                   # really stopped
     assert solver.solve(grids[0], steps=7).steps == 7
 
@@ -71,7 +71,7 @@ def test_many_equal_one(real):
 
 def test_trace_equals_solve(real):
     for grid in puzzles(4) - 1:
-        answer, trace = real.solve(grid), real.trace(grid, SOLUTION - 1)
+        answer, trace = real.solve(grid, early_exit=False), real.trace(grid, SOLUTION - 1)
         assert (trace.answers[-1] == answer.tokens).all() and trace.q_halt == pytest.approx(answer.q_halt, abs=1e-6)
         assert trace.confidence[-1] == pytest.approx(answer.confidence, abs=1e-6) and trace.halted_at == answer.halted_at
         again = real.answer_of(trace)

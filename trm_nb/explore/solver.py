@@ -8,6 +8,7 @@ __all__ = ['Answer', 'several', 'Solver', 'terminal', 'solve_command']
 # %% ../../nbs/04_explore/03_solver.ipynb #c002
 import json, sys, time
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Callable, Iterator
@@ -16,12 +17,13 @@ import torch
 import typer
 from tqdm.auto import tqdm
 from ..data.basics import UserError
-from ..data.device import pick_device
+from ..data.device import pick_device, pick_dtype
 from ..data.format import Puzzle, puzzle_of
 from .draw import Look, draw_grid, grid_text, look_of
 from .record import Frame, one_batch, record, recording
 from .trace import Trace
-from ..models.act import ACT, ponder
+from ..models.act import ACT
+from ..models.halting import accelerated, solve_until
 from ..models.pretrained import load_pretrained
 
 # %% ../../nbs/04_explore/03_solver.ipynb #c007
@@ -88,25 +90,6 @@ class Answer:
     def _repr_mimebundle_(self, include=None, exclude=None): return {'image/png': self.draw().png(), 'text/plain': repr(self)}
 
 # %% ../../nbs/04_explore/03_solver.ipynb #c009
-def _keep(done, old, new):
-    "The new values, but for rows that are done the old ones."
-    return new if old is None else torch.where(done.view(-1, *[1] * (new.dim() - 1)), old, new)
-
-def _run(act, batch, steps, early_exit):
-    "Answers, confidences, steps taken (B,), q_halt and halts (B, steps) of a batch."
-    done = torch.zeros(len(batch['inputs']), dtype=torch.bool, device=batch['inputs'].device)
-    found, q, halts = (None, None, None), [], []
-    for step, out in ponder(act, batch, steps):
-        confidence, tokens = out.logits.float().softmax(-1).max(-1)
-        new = tokens, confidence, torch.full_like(done, step, dtype=torch.int64)
-        found = [_keep(done, *pair) for pair in zip(found, new)]
-        q.append(out.q_halt.float())
-        halts.append(act.wants_halt(out))
-        if early_exit:
-            done = done | halts[-1]
-            if done.all(): break
-    return *found, torch.stack(q, 1), torch.stack(halts, 1)
-
 def _first(halts):
     "Number of the first True, from 1; None where there is none."
     return int(halts.argmax()) + 1 if halts.any() else None
@@ -127,19 +110,23 @@ class Solver:
         act:ACT, # the model, on its device
         puzzle:Puzzle, # what it solves
         source:str='', # where the weights come from
-    ): self.act, self.puzzle, self.source, self.look = act.eval(), puzzle, source, look_of(puzzle)
+        compile:bool=False, # compile the recursion at its first use? Takes a minute; where fused kernels run there is no need
+    ): self.act, self.puzzle, self.source, self.look, self.compile = act.eval(), puzzle, source, look_of(puzzle), compile
 
     @classmethod
     def from_pretrained(cls,
         source:str|Path, # run folder, checkpoint, shipped name or Hub id
         device:str='auto', # auto, cpu, mps, cuda or cuda:N
         checkpoint:str='best', # which one of a run: best, last, step_N
+        dtype:str='auto', # float32, bfloat16, or auto: as `pick_dtype`
+        compile:bool=False, # compile the recursion at its first use?
         **settings, # model settings to change, as halt_max_steps=64
     )->'Solver':
         "Load a trained model."
-        found = load_pretrained(source, pick_device(device), checkpoint, **settings)
+        device = pick_device(device)
+        found = load_pretrained(source, device, checkpoint, **dict(forward_dtype=pick_dtype(dtype, device)) | settings)
         kind = SimpleNamespace(puzzle=found.puzzle, vocab_size=found.shape.vocab_size, seq_len=found.shape.seq_len)
-        return cls(found.act, puzzle_of(kind), found.source)
+        return cls(found.act, puzzle_of(kind), found.source, compile)
 
     @property
     def device(self)->torch.device:
@@ -147,10 +134,11 @@ class Solver:
         return self.act.inner.lm_head.weight.device
 
     @torch.inference_mode()
-    def _answers(self, tokens, steps, early_exit, identifier):
-        "Answers to puzzles (B, L), as one batch."
-        began = time.perf_counter()
-        found = _run(self.act, one_batch(tokens, self.device, identifier), steps, early_exit)
+    def _answers(self, tokens, steps, early_exit, identifier, width=1, watch=None):
+        "Answers to puzzles (n, L), `width` of them at once."
+        began, stop = time.perf_counter(), steps is None if early_exit is None else early_exit
+        batch = one_batch(tokens, self.device, identifier)
+        with accelerated(self.act, self.compile): found = solve_until(self.act, batch['inputs'], batch['puzzle_identifiers'], width, steps, stop, watch)
         answers, confidence, taken, q, halts = (x.cpu().numpy() for x in found)
         broken = self.puzzle.conflicts(tokens, answers)
         seconds = time.perf_counter() - began
@@ -159,32 +147,46 @@ class Solver:
 
     def solve(self,
         puzzle, # text, nested lists, or an array
-        steps:int|None=None, # ACT steps; None: the model's halt_max_steps
-        early_exit:bool=False, # stop where the model would?
+        steps:int|None=None, # ACT steps; None: the model's halt_max_steps at most
+        early_exit:bool|None=None, # stop where the model would? None: yes, unless `steps` are asked for
         identifier:int=0, # row of the puzzle table
     )->Answer:
         "Answer one puzzle; `UserError` says what is wrong with it."
         return self._answers(self.puzzle.parse(puzzle)[None], steps, early_exit, identifier)[0]
 
+    def _parse(self, number, puzzle):
+        "Tokens of one of many."
+        try: return self.puzzle.parse(puzzle)
+        except UserError as e: raise UserError(f'puzzle {number}: {e} (this model answers {self.puzzle.name} puzzles, all of one kind)') from None
+
+    def _chunks(self, puzzles, size):
+        "Tokens (n, L) of `size` puzzles after the other, fewer at the end."
+        if isinstance(puzzles, str): raise UserError('solve_many takes a list of puzzles; solve takes one')
+        numbered = enumerate(puzzles, 1)
+        while chunk := [self._parse(*p) for p in islice(numbered, size)]: yield np.stack(chunk)
+
     def solve_many(self,
-        puzzles, # puzzles as `solve` takes them
-        steps:int|None=None, # ACT steps; None: the model's halt_max_steps
-        early_exit:bool=False, # stop each where the model would?
+        puzzles, # any number of puzzles as `solve` takes them, in a list or as they come
+        steps:int|None=None, # ACT steps; None: the model's halt_max_steps at most
+        early_exit:bool|None=None, # stop each where the model would? None: yes, unless `steps` are asked for
         identifier:int=0, # row of the puzzle table
-        batch_size:int=64, # puzzles at once
+        batch_size:int|None=None, # puzzles at once; None: 64 on a CPU, else 512
         progress:bool=True, # show a bar?
     )->list[Answer]:
-        "Answer many puzzles."
-        tokens = np.stack([self.puzzle.parse(p) for p in puzzles]) if len(puzzles) else np.zeros((0, self.puzzle.seq_len), np.uint8)
-        answers = []
-        with tqdm(total=len(tokens), unit='puzzle', desc='solve', leave=False, mininterval=.2, disable=not progress) as bar:
-            for i in range(0, len(tokens), batch_size):
-                answers += self._answers(tokens[i:i + batch_size], steps, early_exit, identifier)
-                bar.update(len(answers) - bar.n)
+        "Answer many puzzles, in their order; one that is done makes room for the next."
+        answers, width = [], batch_size or (64 if self.device.type == 'cpu' else 512)
+        total = len(puzzles) if hasattr(puzzles, '__len__') else None
+        with tqdm(total=total, unit='puzzle', desc='solve', leave=False, mininterval=.2, disable=not progress) as bar:
+            for tokens in self._chunks(puzzles, 64 * width):
+                done = len(answers) + len(tokens)
+                answers += self._answers(tokens, steps, early_exit, identifier, width, lambda slots, left: bar.update(done - left - bar.n))
+                bar.update(done - bar.n)
         return answers
 
-    def _read(self, puzzles):
-        "Tokens of one puzzle (L,), or of a list of them (n, L)."
+    def tokens(self,
+        puzzles, # one puzzle or a list of them, as `trace` takes them; None
+    )->np.ndarray|None: # (L,) or (n, L)
+        "Tokens of one puzzle, or of each of a list."
         if puzzles is None: return None
         return np.stack([self.puzzle.parse(p) for p in puzzles]) if several(puzzles, self.puzzle) else self.puzzle.parse(puzzles)
 
@@ -198,7 +200,7 @@ class Solver:
         **options, # of `recording`: like, cells, states, mixing, blocks, batch_size, components, ratings
     )->Trace:
         "Solve, and keep what happened at every step and every update."
-        return record(self.act, self._read(puzzle), self.look, self._read(solution), steps, identifier, progress, on_frame, puzzle=self.puzzle.name, source=self.source, **options)
+        return record(self.act, self.tokens(puzzle), self.look, self.tokens(solution), steps, identifier, progress, on_frame, puzzle=self.puzzle.name, source=self.source, **options)
 
     def trace_steps(self,
         puzzle, # as `trace` takes them
@@ -208,7 +210,7 @@ class Solver:
         **options, # of `recording`
     )->Iterator[Frame]:
         "The same as it happens: a frame after every ACT step. To cancel, stop iterating."
-        return recording(self.act, self._read(puzzle), self.look, self._read(solution), steps, identifier, puzzle=self.puzzle.name, source=self.source, **options)
+        return recording(self.act, self.tokens(puzzle), self.look, self.tokens(solution), steps, identifier, puzzle=self.puzzle.name, source=self.source, **options)
 
     def answer_of(self,
         trace:Trace, # from `trace`
@@ -250,9 +252,10 @@ def _solve_and_write(solver, puzzle, steps, file):
 def solve_command(
     checkpoint:Annotated[str, typer.Argument(help='Run folder, checkpoint, shipped name or Hub id.')],
     puzzle:Annotated[str, typer.Argument(help='The puzzle as text (. or 0 for an empty cell of a Sudoku), or a file that holds it.')],
-    steps:Annotated[int, typer.Option(min=1, help='ACT steps.', show_default="the model's halt_max_steps")]=None,
+    steps:Annotated[int, typer.Option(min=1, help='ACT steps.', show_default='until the model stops')]=None,
     trace:Annotated[Path, typer.Option(metavar='FILE.html', help='Also write the answer after each step, with pictures.')]=None,
     device:Annotated[str, typer.Option(help='auto, cpu, mps, cuda or cuda:N.')]='auto',
+    dtype:Annotated[str, typer.Option(help='auto, float32 or bfloat16.')]='auto',
     as_json:Annotated[bool, typer.Option('--json', help='Print one JSON object.')]=False,
 ):
     """Solve one puzzle; exit code 1 where the answer breaks the puzzle's rules.
@@ -263,7 +266,7 @@ def solve_command(
 
         trm solve runs/demo puzzle.txt --steps 32 --trace steps.html
     """
-    solver, puzzle = Solver.from_pretrained(checkpoint, device), _read(puzzle)
+    solver, puzzle = Solver.from_pretrained(checkpoint, device, dtype=dtype), _read(puzzle)
     answer = _solve_and_write(solver, puzzle, steps, trace) if trace else solver.solve(puzzle, steps)
     print(_as_json(answer) if as_json else terminal(answer, bold=sys.stdout.isatty()))
     if trace and not as_json: print(f'step by step: {trace}')
