@@ -240,8 +240,8 @@ def answered_tasks(
     test:PuzzleDataset, # what it will be tested on
 )->list[str]:
     "Tasks of `test` whose answers stand in a training folder."
-    tested = all_tested_tasks(test)
-    return sorted({name for part in parts_of(train) for name in leaked_tasks(part, tested)})
+    tested, known = all_tested_tasks(test), lambda part: (part.path/'test_puzzles.json').exists()
+    return sorted({name for part in parts_of(train) for name in (leaked_tasks(part, tested) if known(part) else set(read_names(part.identifiers)[0]) & set(tested))})
 
 class Poll:
     "The test pairs of a split, and which of them each example is."
@@ -274,7 +274,7 @@ class ArcSettings(Settings):
     "How votes are counted and reported."
     pass_ks:list[int]=Field([1, 2, 5, 10, 100, 1000], min_length=1) # numbers of attempts to report
     submission_k:int=Field(2, gt=0) # attempts in submission.json
-    sum_evaluations:bool=False # add up the votes of all evaluations, as the official code does
+    sum_evaluations:bool=False # add up the votes of all evaluations since the run was started or resumed, as the official code does
     save_to:str|None=None # folder for submission.json and votes.json; none: write neither
 
 @EVALUATORS.register('arc')
