@@ -280,11 +280,11 @@ def _angles(table, s, c, ok, S, HD:constexpr, ROPE:constexpr):
     else: return tl.where(ok, 1.0, 0.0), tl.where(ok, 0.0, 0.0)
 
 @_jit
-def _softmax(q1, q2, k1, k2, s, S, scale):
+def _exponents(q1, q2, k1, k2, s, S, scale):
+    "Of the softmax; its sums are left to the caller."
     score = tl.dot(q2, tl.trans(k2), tl.dot(q1, tl.trans(k1))) * (scale * 1.4426950408889634)
     score = tl.where((s < S)[None], score, -float('inf'))
-    e = tl.exp2(score - tl.max(score, 1)[:, None])
-    return e / tl.sum(e, 1)[:, None]
+    return tl.exp2(score - tl.max(score, 1)[:, None])
 
 @_jit
 def _attend(qkv, table, out, scale, S, H:constexpr, SP:constexpr, HD:constexpr, ROPE:constexpr):
@@ -298,7 +298,8 @@ def _attend(qkv, table, out, scale, S, H:constexpr, SP:constexpr, HD:constexpr, 
     q1, q2 = _turned(qkv, at, ok, cos, sin, HALF)
     k1, k2 = _turned(qkv, at + H * HD, ok, cos, sin, HALF)
     v = tl.load(qkv + row * (3 * H * HD) + (2 * H + head) * HD + d[None], okd, 0)
-    o = tl.dot(_softmax(q1, q2, k1, k2, s, S, scale).to(tl.bfloat16), v)
+    e = _exponents(q1, q2, k1, k2, s, S, scale)
+    o = tl.dot(e.to(tl.bfloat16), v) / tl.sum(e, 1)[:, None]
     tl.store(out + (row * H + head) * HD + d[None], o.to(tl.bfloat16), okd)
 
 @_jit
@@ -314,7 +315,8 @@ def _attend_back(qkv, dout, table, dqkv, scale, S, H:constexpr, SP:constexpr, HD
     q1, q2 = _turned(qkv, at, ok, cos, sin, HALF)
     k1, k2 = _turned(qkv, at + H * HD, ok, cos, sin, HALF)
     do = tl.load(dout + (row * H + head) * HD + d[None], okd, 0)
-    w = _softmax(q1, q2, k1, k2, s, S, scale)
+    w = _exponents(q1, q2, k1, k2, s, S, scale)
+    w = w / tl.sum(w, 1)[:, None]
     tl.store(dqkv + at_v, tl.dot(tl.trans(w.to(tl.bfloat16)), do).to(tl.bfloat16), okd)
     dw = tl.dot(do, tl.trans(tl.load(qkv + at_v, okd, 0)))
     ds = (w * (dw - tl.sum(w * dw, 1)[:, None]) * scale).to(tl.bfloat16)
@@ -330,7 +332,7 @@ def attend(
     "Attention of packed queries, keys and values."
     (B, S, n), hd = qkv.shape, qkv.shape[2] // (3 * heads)
     out = qkv.new_empty(B, S, n // 3)
-    _attend[(B * heads,)](qkv, qkv if table is None else table, out, hd ** -0.5, S, heads, max(16, triton.next_power_of_2(S)), hd, table is not None, num_warps=4)
+    _attend[(B * heads,)](qkv, qkv if table is None else table, out, hd ** -0.5, S, heads, max(16, triton.next_power_of_2(S)), hd, table is not None, num_warps=8)
     return out
 
 def attend_backward(
