@@ -14,6 +14,7 @@ from pydantic import SerializeAsAny, field_validator
 from .data.basics import Registry, Settings, UserError, check_settings, fingerprint, suggest
 from .data.loader import DataSettings
 from .evaluate.evaluator import EvaluateSettings
+from .learn.telemetry import TelemetrySettings
 from .learn.trainer import LearnSettings
 from .models.act import ModelSettings
 from .models.zoo import PRESETS, model_settings
@@ -32,6 +33,7 @@ class Config(Settings):
     model: SerializeAsAny[ModelSettings] # architecture, by its `name`
     learn: LearnSettings = LearnSettings() # how weights are found
     evaluate: EvaluateSettings = EvaluateSettings() # how they are tested
+    telemetry: TelemetrySettings = TelemetrySettings() # what is told to wandb, TensorBoard or trackio
     auto_publish: AutoPublishOption = None # user/name, or when and where the best checkpoint goes to the Hub
 
     @field_validator('model', mode='before')

@@ -71,6 +71,10 @@ class Recorder(Callback):
         "Cut what a crash left after the checkpoint, start the clock."
         if trainer.ranks.first:
             for log in (self.metrics, self.timing): log.cut(trainer.step_number)
+        self.restart(trainer)
+
+    def restart(self, trainer):
+        "Begin to measure anew: what was done since the last step is no part of a step's time."
         self.last, self.since = trainer.step_number, time.perf_counter()
 
     def after_step(self, trainer):
@@ -82,7 +86,7 @@ class Recorder(Callback):
             self.metrics.add(trainer.row)
             self.timing.add(dict(step=trainer.step_number, time=time.time(), **trainer.speed))
         trainer.call('after_log')
-        self.last, self.since = trainer.step_number, time.perf_counter()
+        self.restart(trainer)
 
     def _speed(self, trainer):
         seconds, steps = time.perf_counter() - self.since, trainer.step_number - self.last
@@ -92,7 +96,11 @@ class Recorder(Callback):
     def after_evaluate(self, trainer):
         "Log an evaluation."
         if trainer.ranks.first: self.metrics.add(dict(step=trainer.step_number, kind='eval', **trainer.evaluation))
-        self.last, self.since = trainer.step_number, time.perf_counter()
+        self.restart(trainer)
+
+    def after_save(self, trainer):
+        "Leave the time of saving out."
+        self.restart(trainer)
 
 # %% ../../nbs/05_learn/07_callbacks.ipynb #c011
 class Evaluate(Callback):
@@ -175,7 +183,7 @@ class Checkpointer(Callback):
         "Remember the best value."
         s, value = trainer.settings, metric(trainer, trainer.settings.best)
         if value is None and trainer.ranks.first and not self.warned: print(f"learn.best: no metric '{s.best}', so the last checkpoint counts as the best: {suggest(s.best, metrics(trainer))}", file=sys.stderr)
-        self.warned = value is None
+        self.warned, trainer.evaluated_at = value is None, trainer.step_number
         if value is not None and (trainer.best is None or better(value, trainer.best['value'], s.best_is)): trainer.best = dict(value=value, step=trainer.step_number, metric=s.best)
 
     def _due(self, trainer):

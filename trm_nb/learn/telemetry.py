@@ -19,7 +19,7 @@ from ..data.basics import MissingExtra, Registry, Settings, write_json
 from ..data.env import env, flag
 from ..evaluate.evaluator import Evaluation, Evaluator
 from ..evaluate.metrics import sigmoid
-from .callbacks import Callback
+from .callbacks import Callback, Recorder
 from .charts import architecture_rows, detail, draw_architecture, draw_cells, draw_confidence, draw_puzzles, shown_steps
 from ..models.zoo import parameters, step_cost
 
@@ -400,17 +400,28 @@ class State:
     ):
         self.path = Path(folder)/'telemetry.json'
         found = json.loads(self.path.read_text()) if step and self.path.is_file() else {}
-        self.id, self.told, history = found.get('id') or uuid.uuid4().hex[:8], found.get('told', step), found.get('history', [])
+        self.id, history = found.get('id') or uuid.uuid4().hex[:8], found.get('history', [])
+        self.told, self.sent = found.get('told', step - 1), found.get('sent', step)
         self.new, self.history = not found, [h for h in history if h[0] <= step]
+
+    def _enter(self, mark, step):
+        "Whether a step lies beyond a mark; then the mark moves there, on the disk too."
+        new = step > getattr(self, mark)
+        if new: setattr(self, mark, step)
+        write_json(self.path, dict(id=self.id, told=self.told, sent=self.sent, history=self.history), indent=None)
+        return new
 
     def tell(self,
         step:int, # about to be told
     )->bool: # whether it is new
         "Enter a step before it is told."
-        new = step > self.told or (self.new and step == self.told)
-        self.told, self.new = max(step, self.told), False
-        write_json(self.path, dict(id=self.id, told=self.told, history=self.history), indent=None)
-        return new
+        return self._enter('told', step)
+
+    def send(self,
+        step:int, # whose checkpoint is about to be sent
+    )->bool: # whether it is new
+        "Enter a checkpoint before it is sent."
+        return self._enter('sent', step)
 
     def add(self,
         step:int, # of an evaluation
@@ -457,7 +468,8 @@ class Telemetry(Callback):
         for name in chosen_sinks(self.settings): self._guard(name, lambda: self.sinks.append(SINKS[name](run)))
 
     def _about(self, trainer):
-        return self.config | dict(parameters=parameters(trainer.act), run={k: v for k, v in self.facts(trainer).items() if k not in ('train', 'evaluation', 'best', 'model')})
+        known = {k: v for k, v in self.facts(trainer).items() if k not in ('step', 'epoch', 'examples', 'train', 'evaluation', 'best', 'model')}
+        return self.config | dict(parameters=parameters(trainer.act), run=known)
 
     def _each(self, act):
         "Let every sink act; one that fails is left out from then on."
@@ -472,7 +484,7 @@ class Telemetry(Callback):
         self.norms = GradientNorms(trainer.act) if self.settings.gradients and self.sinks else None
         self.flops = step_cost(trainer.act).training
         if self.state.new: self.row |= self._model(trainer)
-        if self.state.new and self.settings.code and self.sinks: self._send_code()
+        if self.state.new and self.settings.code and self.sinks: self._send_code(trainer)
         self._flush(trainer)
 
     def after_log(self, trainer):
@@ -506,10 +518,15 @@ class Telemetry(Callback):
     def _flush(self, trainer):
         row, step, saved = self.row, trainer.step_number, self.saved
         self.row, self.saved = {}, False
-        if self.sinks and (row or saved) and self.state.tell(step):
-            if row: self._each(lambda s: s.log(step, row))
-            if saved: self._summary(trainer)
-            if saved and self.settings.artifacts: self._send_checkpoint(trainer)
+        if row and self.sinks and self.state.tell(step): self._each(lambda s: s.log(step, row))
+        if saved and self.sinks: self._summary(trainer)
+        if saved and self.sinks and self.settings.artifacts and self.state.send(step): self._send_checkpoint(trainer)
+        if saved or any(isinstance(v, Images) for v in row.values()): self._restart(trainer)
+
+    def _restart(self, trainer):
+        "Pictures and checkpoints are no part of a step's time; a row of numbers is."
+        for c in trainer.callbacks:
+            if isinstance(c, Recorder): c.restart(trainer)
 
     def _model(self, trainer):
         "Table and drawing of the model."
@@ -555,10 +572,10 @@ class Telemetry(Callback):
         aliases = ['latest'] + ['best'] * (best is None or best['step'] == step)
         self._send(f'{self.name}-step_{step}-{time.strftime("%Y%m%dT%H%M%S")}', 'model', files, metadata, aliases)
 
-    def _send_code(self):
+    def _send_code(self, trainer):
         root = Path(__file__).resolve().parents[1]
         files = {f'trm_nb/{p.relative_to(root)}': p for p in sorted(root.rglob('*.py'))}
-        self._send(f'code-{self.name}', 'code', files, dict(commit=self.config.get('commit')), ['latest'])
+        self._send(f'code-{self.name}', 'code', files, dict(commit=self.facts(trainer).get('commit')), ['latest'])
 
     def _send(self, name, kind, files, metadata, aliases):
         "Send an artifact; a sink that cannot take it still takes the rest."
