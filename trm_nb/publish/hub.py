@@ -20,7 +20,7 @@ import typer
 from ..data.basics import Settings, UserError
 from ..data.env import env, token
 from ..data.format import PuzzleDataset
-from ..data.remote import from_hub, passing, reason, retry_after, without_token
+from ..data.remote import cause, from_hub, passing, reason, retry_after, without_token
 from ..data.resources import experiments_path
 from ..models.pretrained import METADATA, WEIGHTS
 from .cards import Subject, check_card, csv_rows, curves_png, dataset_card, model_card, read_splits, read_subject, sample_png, shares
@@ -114,8 +114,10 @@ def attempt(
     for wait in (*waits, None):
         try: return call()
         except UserError: raise
+        except ValueError as e: raise UserError(without_token(' '.join(str(e).split())[:200])) from None # of huggingface_hub's own checks
         except Exception as e:
-            if not from_hub(e): raise UserError(without_token(' '.join(str(e).split())[:200])) from None if isinstance(e, ValueError) else e
+            e = cause(e)
+            if not from_hub(e): raise
             if wait is None or not passing(e): raise UserError(reason(e, repo, writing=True)) from None
             pause = retry_after(e) or wait
             print(f'{reason(e, repo, writing=True)}; the next attempt is in {pause:.0f} s', file=sys.stderr, flush=True)

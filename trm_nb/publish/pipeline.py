@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['DatasetSection', 'TrainingSection', 'ModelSection', 'SpaceSection', 'Pipeline', 'check_pipeline', 'read_pipeline',
-           'hash_files', 'State', 'Stage', 'StageFailed', 'call', 'trm', 'train_command', 'stages_of', 'Board', 'plan',
-           'status_table', 'run_pipeline', 'dry_run', 'write_template', 'pipeline_command']
+           'hash_files', 'State', 'Stage', 'StageFailed', 'call', 'trm', 'ranks_of', 'end_ranks', 'train_command',
+           'stages_of', 'Board', 'plan', 'status_table', 'run_pipeline', 'dry_run', 'write_template',
+           'pipeline_command']
 
 # %% ../../nbs/06_publish/05_pipeline.ipynb #c002
 import ctypes, hashlib, json, os, shlex, shutil, signal, subprocess, sys, time
@@ -162,7 +163,7 @@ class State:
 
     def put(self,
         stage:str, # its name
-        **record, # fingerprint, status, result, seconds, pid
+        **record, # fingerprint, status, result, seconds
     ):
         "Keep a record."
         self.stages[stage] = record
@@ -177,6 +178,7 @@ class Stage:
     run:Callable[[bool], str] # does it, with the flag force; returns what came of it
     made:Callable[[], bool] # is what it makes still there?
     unwanted:str='' # why it is not to be run
+    recover:Callable[[], None]=lambda: None # clears up what a killed pipeline left of it
 
     def mark(self)->str:
         "Fingerprint of the inputs."
@@ -200,11 +202,9 @@ def _die_with_parent():
 def call(
     command:list[str], # what to run
     environment:dict[str, str]={}, # beside our own
-    started:Callable[[int], None]=lambda pid: None, # is told the process id
 ):
     "Run a command to its end; `StageFailed` where it fails, KeyboardInterrupt where it was stopped."
     process = subprocess.Popen(command, env=os.environ | environment, preexec_fn=_die_with_parent)
-    started(process.pid)
     while True:
         try: code = process.wait()
         except KeyboardInterrupt: continue # the process has got it too, and saves
@@ -228,6 +228,27 @@ def _sources(words):
     "Content of the files that a command line names."
     return [hash_files(w) for w in shlex.split(words) if Path(w).is_file()]
 
+def ranks_of(
+    folder:str|Path, # run folder
+)->list[int]: # process ids
+    "Processes of this machine that train in a run folder; where there is no /proc, none are found."
+    def trains(process):
+        try: return {b'trm_nb.run', str(Path(folder)).encode()} <= set((process/'cmdline').read_bytes().split(b'\0')) and (process/'cwd').samefile('.')
+        except OSError: return False
+    return [int(p.name) for p in Path('/proc').glob('[0-9]*') if trains(p)]
+
+def end_ranks(
+    folder:str|Path, # run folder
+    seconds:float=60., # how long they may take
+):
+    "Let the processes that a killed pipeline left in a run folder save and leave."
+    until, left = time.time() + seconds, ranks_of(folder)
+    if left: print(f'an earlier pipeline was killed while it trained: its processes {left} are asked to save and leave', file=sys.stderr, flush=True)
+    for pid in left: os.kill(pid, signal.SIGTERM)
+    while left := ranks_of(folder):
+        if time.time() > until: raise StageFailed(f'processes {left} still train in {folder}: end them first')
+        time.sleep(.2)
+
 def train_command(
     section:TrainingSection, # how to train
     data:str|None, # dataset folder
@@ -246,11 +267,12 @@ def _resume_or_not(folder, force):
     if not force and saved_steps(folder/'checkpoints'): return ['--resume']
     return ['--overwrite'] if folder.exists() else []
 
-def _train(section, data, state, mark, force):
+def _train(section, data, force):
+    if ranks_of(section.checkpoint_dir): raise StageFailed(f'processes {ranks_of(section.checkpoint_dir)} train in {section.checkpoint_dir} already')
     flags = _resume_or_not(Path(section.checkpoint_dir), force)
     command = train_command(section, data, flags)
     meeting = {'PET_RDZV_ID': section.rdzv_id} if section.rdzv_id else {} # torchrun reads its options from PET_...
-    call(command, section.env | meeting, lambda pid: state.put('train', fingerprint=mark(), status='running', pid=pid))
+    call(command, section.env | meeting)
     step = saved_steps(Path(section.checkpoint_dir)/'checkpoints')[-1]
     return f'{section.checkpoint_dir}, step {step}'
 
@@ -299,13 +321,13 @@ def _data_stages(p):
             Stage('dataset', f'publish it as {repo}', lambda: [own, repo, hash_files(d.local_path)], lambda force: str(_publish_dataset(d, check_repo(repo, ''), force)), there,
                   '' if repo else 'dataset.repo_id is not set')]
 
-def _train_stage(p, state):
+def _train_stage(p):
     t, data = p.training, p.dataset and p.dataset.local_path
     if not t: return Stage('train', 'train', lambda: None, str, bool, 'there is no section training')
     inputs = lambda: [t.preset, _sources(t.preset), t.overrides, t.checkpoint_dir, hash_files(data) if data else None]
     there = lambda: bool(saved_steps(Path(t.checkpoint_dir)/'checkpoints'))
-    return Stage('train', f'train {t.checkpoint_dir}', inputs, partial(_train, t, data, state, lambda: fingerprint(inputs())), there,
-                 f'training.dry_run: {shlex.join(train_command(t, data))}' if t.dry_run else '')
+    return Stage('train', f'train {t.checkpoint_dir}', inputs, partial(_train, t, data), there,
+                 f'training.dry_run: {shlex.join(train_command(t, data))}' if t.dry_run else '', partial(end_ranks, t.checkpoint_dir))
 
 def _model_stages(p):
     run, m, s = p.run, p.model, p.space
@@ -320,10 +342,9 @@ def _model_stages(p):
 
 def stages_of(
     pipeline:Pipeline, # what is wanted
-    state:State, # what is done
 )->list[Stage]:
     "All stages in their order, unwanted ones too."
-    return [*_data_stages(pipeline), _train_stage(pipeline, state), *_model_stages(pipeline)]
+    return [*_data_stages(pipeline), _train_stage(pipeline), *_model_stages(pipeline)]
 
 # %% ../../nbs/06_publish/05_pipeline.ipynb #c023
 class Board:
@@ -359,25 +380,11 @@ class Board:
         "The pipeline has ended."
         if self.run: self._try(lambda: self.run.finish(exit_code=code))
 
-def _still_running(record):
-    "Whether the process of a stage that a dead pipeline left is alive."
-    pid = record.get('pid')
-    if record.get('status') != 'running' or not pid: return False
-    try: return b'trm_nb' in Path(f'/proc/{pid}/cmdline').read_bytes()
-    except OSError: return False
-
-def _wait_for(stage, state, seconds=60.):
-    "Let what a killed pipeline left behind save and leave."
-    until = time.time() + seconds
-    while _still_running(state.get(stage.name)):
-        if time.time() > until: raise StageFailed(f"process {state.get(stage.name)['pid']} of an earlier pipeline is still at it: wait for it, or end it")
-        time.sleep(.5)
-
 def _run_stage(stage, state, force, file):
     "Run a stage and keep how it ended; a failure names it and says how to go on."
     began, mark = time.time(), stage.mark()
     try:
-        _wait_for(stage, state)
+        if state.get(stage.name).get('status') == 'running': stage.recover()
         state.put(stage.name, fingerprint=mark, status='running')
         result = stage.run(force)
     except BaseException as e:
@@ -427,7 +434,7 @@ def run_pipeline(
     "Do what is not done yet."
     pipeline, state, file = read_pipeline(file), State(Path(file).absolute()), Path(file)
     with _at(pipeline.project_root):
-        stages = stages_of(pipeline, state)
+        stages = stages_of(pipeline)
         publishing = {'dataset', 'model'} | ({'space'} if pipeline.space and pipeline.space.repo_id else set())
         if any(not why and s.name in publishing for s, why in plan(stages, state, skip, force)): need_token()
         return _run_all(stages, state, skip, force, file, Board(pipeline.wandb, file.stem))
@@ -473,7 +480,7 @@ def dry_run(
     "What a pipeline would do."
     pipeline, state = read_pipeline(file), State(Path(file).absolute())
     with _at(pipeline.project_root):
-        stages = stages_of(pipeline, state)
+        stages = stages_of(pipeline)
         return '\n'.join([*_what_it_would(pipeline, stages, state, skip, force), '', status_table(stages, state)])
 
 def write_template(

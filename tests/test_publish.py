@@ -1,0 +1,519 @@
+"""To the Hub and back, against a Hub of our own that speaks the real one's protocol and breaks on request."""
+import contextlib, io, json, os, re, runpy, shutil, signal, socket, subprocess, sys, time, urllib.request
+from pathlib import Path
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tooling.fake_hub import FakeHub, validate
+from trm_nb import cli
+from trm_nb.config import load_config
+from trm_nb.data.basics import UserError, write_json
+from trm_nb.data.format import PuzzleDataset
+from trm_nb.data.source import hub_folder
+from trm_nb.data.sudoku import write_generated
+from trm_nb.explore.solver import Solver
+from trm_nb.learn.callbacks import RowLog
+from trm_nb.learn.checkpoint import point, save_checkpoint
+from trm_nb.models.act import PuzzleShape
+from trm_nb.models.zoo import build_model
+from trm_nb.publish.auto import AutoPublish, wanted
+from trm_nb.publish.cards import check_card, model_card, read_subject
+from trm_nb.publish.hub import PublishSettings, publish, publish_dataset, publish_model, requirements, tags_of
+from trm_nb.publish.pipeline import State, dry_run, ranks_of, read_pipeline, run_pipeline, write_template
+from trm_nb.publish.space import space_files, write_folder
+from trm_nb.run import prepare, work
+
+SMALL = dict(name='trm', mlp_t=True, hidden_size=32, num_heads=2, H_cycles=1, L_cycles=1, L_layers=1, puzzle_emb_ndim=0, puzzle_emb_len=1, halt_max_steps=4)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    "A Hub, and huggingface_hub turned towards it; nobody waits."
+    from huggingface_hub import constants
+    with FakeHub(part=100_000) as hub:
+        for name, value in hub.env(tmp_path/'cache').items(): monkeypatch.setenv(name, value)
+        for name, value in dict(ENDPOINT=hub.url, HUGGINGFACE_CO_URL_TEMPLATE=hub.url + '/{repo_id}/resolve/{revision}/{filename}', HF_HUB_CACHE=str(tmp_path/'cache/hub'), HF_HUB_DISABLE_XET=True, HF_HUB_DISABLE_SHARED_BLOBS=True).items(): monkeypatch.setattr(constants, name, value, raising=False)
+        for name in ('HUGGINGFACE_TOKEN', 'HUGGINGFACE_MODEL_REPO', 'HUGGINGFACE_DATASET_REPO', 'TRM_AUTO_PUBLISH', 'TRI_AUTO_PUBLISH'): monkeypatch.delenv(name, raising=False)
+        hub.slept = []
+        monkeypatch.setattr(time, 'sleep', hub.slept.append)
+        monkeypatch.chdir(tmp_path)
+        yield hub
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory): return write_generated(tmp_path_factory.mktemp('publish')/'sudoku-tiny', size=4, train=40, test=30)
+
+
+def checkpoint(run, data, step, seed, exact=.5):
+    "Write a checkpoint of a run, the best so far."
+    act = build_model(SMALL, PuzzleShape(6, 16), seed)
+    best = dict(step=step, value=exact)
+    metadata = dict(step=step, epoch=1.5, examples=320, evaluation=dict(exact_accuracy=exact, accuracy=.75, puzzles=30), best=best, model=act.settings.model_dump(), shape=act.shape._asdict(), puzzle='sudoku-4x4',
+                    data=dict(path=str(data), fingerprint='0123456789abcdef', leakage=dict(checked=30, puzzles=0, solutions=30)), seed=seed, seconds=12.5, hardware='a machine', world=1)
+    save_checkpoint(run/'checkpoints', step, act.state_dict(), dict(optimiser=torch.zeros(3)), metadata)
+    RowLog(run/'metrics.jsonl').add(dict(step=step, kind='eval', **metadata['evaluation']))
+    for name in ('best', 'last'): point(run/'checkpoints', name, step)
+
+
+@pytest.fixture
+def run(tmp_path, data):
+    folder = tmp_path/'runs/tiny'
+    checkpoint(folder, data, 100, 0)
+    (folder/'config.yaml').write_text(yaml.safe_dump(dict(name='tiny', runs=str(tmp_path/'runs'), data=dict(path=str(data)), learn=dict(batch_size=16, lr=1e-3))))
+    log = RowLog(folder/'metrics.jsonl')
+    for step in (50, 100): log.add(dict(step=step, kind='train', loss=2 - step / 100, accuracy=.5, exact_accuracy=.1))
+    return folder
+
+
+def said(*args):
+    "Exit code, stdout and stderr of a command."
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err: code = cli.call(list(args))
+    return code, out.getvalue(), err.getvalue()
+
+
+# to the Hub and back
+
+def test_model_and_back(hub, run, data):
+    publish_model(run, 'me/tiny')
+    puzzles = [''.join('.123456789'[t - 1] if t > 1 else '.' for t in row) for row in PuzzleDataset.read(data, 'test').merged.inputs]
+    here, there = Solver.from_pretrained(run, 'cpu'), Solver.from_pretrained('me/tiny', 'cpu')
+    for a, b in zip(here.solve_many(puzzles, progress=False), there.solve_many(puzzles, progress=False)):
+        assert np.array_equal(a.tokens, b.tokens) and np.array_equal(a.q_halt, b.q_halt)
+    checkpoint(run, data, 200, 1, .8)
+    publish_model(run, 'me/tiny')
+    weights = lambda revision: Solver.from_pretrained('me/tiny', 'cpu', revision=revision).act.inner.lm_head.weight
+    assert torch.equal(weights('step-100'), here.act.inner.lm_head.weight) and torch.equal(weights('exact-50.0'), weights('step-100'))
+    assert torch.equal(weights('step-200'), Solver.from_pretrained(run, 'cpu').act.inner.lm_head.weight) and torch.equal(weights(None), weights('exact-80.0'))
+    assert not torch.equal(weights('step-100'), weights('step-200'))
+    with pytest.raises(UserError, match=r'me/tiny has no such revision \(404\)'): weights('step-300')
+    assert said('solve', 'me/tiny', puzzles[0], '--json')[1].startswith('{"answer"')
+
+
+def test_what_is_published(hub, run, tmp_path):
+    done = publish_model(run, 'me/tiny', PublishSettings(license='mit'), code=True)
+    repo = hub.repo('me/tiny')
+    assert repo.private and len(repo.messages) == 2 and repo.messages[-1] == 'Publish step 100' and set(repo.tags) == {'step-100', 'exact-50.0'} == set(done.tags)
+    assert {'README.md', 'model.safetensors', 'metadata.json', 'config.yaml', 'curves.png', 'example.json', 'inference_example.py', 'handler.py', 'requirements.txt', 'trm_nb/explore/solver.py'} <= set(repo.files)
+    assert not [f for f in repo.files if 'train_state' in f]
+    (tmp_path/'w').write_bytes(repo.files['model.safetensors'])
+    assert set(load_file(tmp_path/'w')) == set(build_model(SMALL, PuzzleShape(6, 16)).state_dict())      # nothing of the optimiser
+    for f in ('metadata.json', 'config.yaml', 'README.md'): assert str(tmp_path).encode() not in repo.files[f]
+    assert repo.files['curves.png'].startswith(b'\x89PNG') and b'license: mit' in repo.files['README.md']
+
+
+def test_dataset_and_back(hub, data, tmp_path):
+    publish_dataset(data, 'me/sudoku-tiny')
+    repo = hub.repo('me/sudoku-tiny', 'dataset')
+    assert repo.private and {'train.csv', 'test.csv', 'README.md', 'train/all__inputs.npy', 'identifiers.json'} <= set(repo.files)
+    code, out, err = said('data', 'sudoku', '--source', 'hub:me/sudoku-tiny', '--size', '4', '--out', str(tmp_path/'back'))
+    assert code == 0, err
+    for split in ('train', 'test'): assert PuzzleDataset.read(tmp_path/'back', split).fingerprint() == PuzzleDataset.read(data, split).fingerprint()
+    assert said('data', 'sudoku', '--source', 'hub:me/nothing', '--size', '4', '--out', str(tmp_path/'no'))[::2] == (2, 'trm: train.csv of the data set me/nothing cannot be fetched from the Hub: there is no me/nothing that this token may see (404)\n')
+
+
+def test_folder_with_copies_comes_back_as_it_was(hub, tmp_path):
+    "The table holds the originals; the folder, all."
+    folder = write_generated(tmp_path/'copies', size=4, train=10, test=5, num_aug=3)
+    shutil.rmtree(folder/'test')
+    publish_dataset(folder, 'me/copies')
+    assert hub.repo('me/copies', 'dataset').files['train.csv'].count(b'\n') == 11
+    hub_folder('me/copies', tmp_path/'all')
+    assert PuzzleDataset.read(tmp_path/'all').fingerprint() == PuzzleDataset.read(folder).fingerprint()
+    assert said('data', 'sudoku', '--source', 'hub:me/copies', '--size', '4', '--out', str(tmp_path/'originals'))[0] == 0      # there is no test split
+    assert len(PuzzleDataset.read(tmp_path/'originals')) == 10
+    with pytest.raises(UserError, match='exists: choose another place'): hub_folder('me/copies', tmp_path/'all')
+    code, out, _ = said('data', 'arc', '--source', 'hub:me/copies', '--out', str(tmp_path/'arc'))
+    assert code == 0 and PuzzleDataset.read(tmp_path/'arc').fingerprint() == PuzzleDataset.read(folder).fingerprint()
+
+
+def test_public_and_existing(hub, run):
+    publish_model(run, 'me/open', PublishSettings(private=False))
+    assert not hub.repo('me/open').private
+    commits = len(hub.repo('me/open').messages)
+    publish_model(run, 'me/open')
+    assert len(hub.repo('me/open').messages) == commits       # nothing new, no commit
+    with pytest.raises(UserError, match='there is no me/none'): publish_model(run, 'me/none', PublishSettings(create=False))
+
+
+# what breaks
+
+def test_upload_cut_off_is_resumed(hub, run):
+    "Three parts of the weights; the second is cut: nothing is visible, and the next attempt does not send the picture again."
+    hub.fail('PUT /lfs/.*/2$', times=100, cut=5000)
+    with pytest.raises(UserError, match='the Hub cannot be reached') as e: publish_model(run, 'me/tiny')
+    assert '\n' not in str(e.value) and set(hub.repo('me/tiny').files) == {'.gitattributes'} and hub.asked('PUT /lfs/.*/2$')
+    hub.faults.clear()
+    before = {entry[1] for entry in hub.asked('PUT /lfs/[0-9a-f]+$') if entry[2] == 200}
+    hub.log.clear()
+    publish_model(run, 'me/tiny')
+    again = {entry[1] for entry in hub.asked('PUT /lfs/[0-9a-f]+$')}
+    assert before and not before & again and 'model.safetensors' in hub.repo('me/tiny').files
+    assert Solver.from_pretrained('me/tiny', 'cpu').solve('.' * 16).tokens.shape == (16,)
+
+
+def test_upload_cut_off_once_goes_on_by_itself(hub, run):
+    hub.fail('PUT /lfs/.*/2$', cut=5000)
+    publish_model(run, 'me/tiny')
+    assert hub.repo('me/tiny').files['model.safetensors'] == (run/'checkpoints/best/model.safetensors').read_bytes()
+
+
+@pytest.mark.parametrize('where, status, message', [
+    ('POST /api/repos/create', 500, r'the Hub is out of order \(500\): try again later'),
+    ('POST /api/models/me/tiny/commit', 409, r'me/tiny was changed by somebody else at the same moment \(409\)'),
+    ('POST /api/models/me/tiny/commit', 403, r'the token may not write to me/tiny \(403\)'),
+    ('POST /me/tiny.git/info/lfs', 503, r'the Hub is out of order \(503\)'),
+    ('POST /api/models/me/tiny/tag', 429, r'the Hub asks for a pause \(429\): try again in 7 s'),
+    ('POST /api/models/me/tiny/preupload', 401, r'the Hub does not know this token \(401\): HF_TOKEN must be')])
+def test_errors_are_one_line(hub, run, where, status, message):
+    hub.fail(where, status, times=1000, Retry_After='7' if status == 429 else '')
+    code, out, err = said('publish', 'model', str(run), 'me/tiny')
+    assert code == 2 and re.match('trm: ' + message, err.splitlines()[-1]) and hub.token not in out + err
+    assert ('model.safetensors' in hub.repo('me/tiny').files if 'tag' in where else not hub.repo('me/tiny') or len(hub.repo('me/tiny').messages) == 1)
+
+
+@pytest.mark.parametrize('where', ['POST /api/repos/create', 'POST /api/models/me/tiny/preupload', 'POST /api/models/me/tiny/commit', 'POST /api/models/me/tiny/tag'])
+@pytest.mark.parametrize('status', [429, 500])
+def test_tried_again(hub, run, where, status):
+    "Twice out of order, then well; the pause is the one that the Hub asks for."
+    hub.fail(where, status, times=2, **({'Retry_After': '7'} if status == 429 else {}))
+    publish_model(run, 'me/tiny')
+    assert 'step-100' in hub.repo('me/tiny').tags
+    assert set(hub.slept) <= ({7., 8.} if status == 429 else {1., 2., 4.}) and len(hub.slept) == 2
+
+
+def test_refused(hub, run, monkeypatch):
+    for token, message in ((hub.read_token, r'may not write to me/tiny \(403\): it needs the write role'), ('hf_nonsense', r'does not know this token \(401\)')):
+        monkeypatch.setenv('HF_TOKEN', token)
+        code, _, err = said('publish', 'model', str(run), 'me/tiny')
+        assert code == 2 and re.search(message, err) and token not in err and err.count('\n') == 1
+    monkeypatch.delenv('HF_TOKEN')
+    assert said('publish', 'model', str(run), 'me/tiny')[2].startswith('trm: HF_TOKEN is not set: publishing needs a token')
+    assert not hub.repos
+    monkeypatch.setenv('HUGGINGFACE_TOKEN', hub.token)
+    assert said('publish', 'model', str(run), 'me/tiny')[0] == 0      # the other name
+    monkeypatch.delenv('HUGGINGFACE_TOKEN')
+    monkeypatch.delenv('HF_TOKEN', raising=False)
+    with pytest.raises(UserError, match='does not exist, or is private and HF_TOKEN is not set'): Solver.from_pretrained('me/tiny', 'cpu')
+
+
+def test_dry_run_sends_nothing(hub, run, data, monkeypatch):
+    monkeypatch.delenv('HF_TOKEN')
+    code, out, _ = said('publish', 'model', str(run), 'me/tiny', '--dry-run')
+    assert code == 0 and 'private, created if it is missing' in out and re.search(r'\d+ KB  model.safetensors', out) and 'tags step-100, exact-50.0' in out
+    assert 'train/all__inputs.npy' in said('publish', 'dataset', str(data), 'me/data', '--dry-run')[1]
+    assert 'app.py' in said('publish', 'space', str(run), 'me/page', '--dry-run')[1]
+    assert not hub.log
+
+
+def test_options(hub, run, data, tmp_path, monkeypatch):
+    monkeypatch.setenv('HUGGINGFACE_DATASET_REPO', 'me/from-env')
+    (tmp_path/'card.md').write_text('---\nlicense: mit\n---\n# Mine\n')
+    (tmp_path/'notes.txt').write_text('notes')
+    code, out, err = said('publish', 'dataset', str(data), '--ignore', '*.npy', '--extra', 'docs/notes.txt=notes.txt', '--card', 'card.md', '--message', 'All of it', '--public')
+    assert code == 0, err
+    repo = hub.repo('me/from-env', 'dataset')
+    assert not [f for f in repo.files if f.endswith('.npy')] and repo.files['docs/notes.txt'] == b'notes' and b'# Mine' in repo.files['README.md'] and repo.messages[-1] == 'All of it' and not repo.private
+    assert said('publish', 'dataset', str(data), 'me/x', '--card', 'none.md')[2] == 'trm: the card none.md cannot be read (No such file or directory)\n'
+    assert 'no YAML' in said('publish', 'dataset', str(data), 'me/x', '--card', 'notes.txt')[2]
+    assert "is no repository: write user/name" in said('publish', 'model', str(run), 'tiny')[2]
+    assert 'set HUGGINGFACE_MODEL_REPO' in said('publish', 'model', str(run))[2]
+    assert 'is not a dataset folder' in said('publish', 'dataset', 'nowhere', 'me/x')[2]
+    assert said('publish', 'model', str(run), 'me/x', '--include', '*.safetensors', '--include', 'metadata.json')[0] == 0
+    assert set(hub.repo('me/x').files) == {'.gitattributes', 'model.safetensors', 'metadata.json'}
+
+
+def test_secrets_stay_here(hub, run, tmp_path, capfd):
+    "The token is in no file that was written, sent or kept, and in nothing that was said."
+    (tmp_path/'helper.py').write_text(f'login(token="{hub.token}")')
+    code, out, err = said('publish', 'model', str(run), 'me/tiny', '--extra', 'helper.py')
+    assert code == 2 and 'helper.py holds your token: nothing was published' in err and not hub.repos
+    (tmp_path/'helper.py').unlink()
+    text = out + err
+    for faults in ([], [('POST .*commit', 500)], [('POST .*create', 401)], [('PUT /lfs', 403)]):
+        for pattern, status in faults: hub.fail(pattern, status, times=50)
+        text += ''.join(said('publish', 'model', str(run), f'me/tiny{len(hub.log)}', *(['--code'] if not faults else []))[1:])
+        hub.faults.clear()
+    Solver.from_pretrained(f'me/{next(iter(hub.repos))[1].split("/")[1]}', 'cpu')
+    text += ''.join(capfd.readouterr())
+    kept = [p for p in tmp_path.rglob('*') if p.is_file()]
+    sent = [c for repo in hub.repos.values() for files in repo.commits.values() for c in files.values()]
+    assert len(kept) > 10 and len(sent) > 10 and hub.token not in text
+    assert not [p for p in kept if hub.token.encode() in p.read_bytes()] and not [c for c in sent if hub.token.encode() in c]
+    assert not any(hub.token in entry[1] for entry in hub.log)      # nor in an address
+
+
+# cards
+
+def test_cards_are_valid(hub, run, data):
+    from huggingface_hub import DatasetCard, ModelCard
+    publish_model(run, 'me/tiny', dataset='me/sudoku-tiny')
+    publish_dataset(data, 'me/sudoku-tiny')
+    model, dataset = (ModelCard(hub.repo('me/tiny').files['README.md'].decode()), DatasetCard(hub.repo('me/sudoku-tiny', 'dataset').files['README.md'].decode()))
+    model.validate(), dataset.validate()
+    assert validate(str(model), 'model') == validate(str(dataset), 'dataset') == ([], [])
+    result = model.data.eval_results[0]
+    assert (result.metric_value, result.dataset_type, result.dataset_split, model.data.model_name) == (.5, 'me/sudoku-tiny', 'test', 'tiny')
+    for part in ('## Use', '## Results', '## Architecture', '## Data', '## Training', '## Limits', '## Licence', '## Citation', '50.0%', '33.2% to 66.8%', 'Of 30 test puzzles checked, 0 are', 'curves.png'): assert part in model.text, part
+    assert dict(config_name='default', data_files=[dict(split='train', path='train.csv'), dict(split='test', path='test.csv')]) in dataset.data.configs
+
+
+def test_the_fake_hub_refuses_bad_cards(hub):
+    "So that passing it says something."
+    from huggingface_hub import ModelCard
+    with pytest.raises(ValueError): ModelCard('---\nlicense: mine\n---\n# x').validate()
+    for bad in ('tags: trm', 'model-index:\n- name: x\n  results:\n  - task: {type: other}\n    dataset: {name: d}\n    metrics: []'): assert validate(f'---\n{bad}\n---\n# x', 'model')[0]
+
+
+def test_usage_in_the_card_runs(hub, run):
+    publish_model(run, 'me/tiny')
+    code = re.search(r'```python\n(.*?)```', hub.repo('me/tiny').files['README.md'].decode(), re.S)[1]
+    with contextlib.redirect_stdout(io.StringIO()) as out: exec(code, {})
+    assert 'q_halt' in out.getvalue()
+
+
+def test_inference_example_runs(hub, run, tmp_path):
+    from huggingface_hub import snapshot_download
+    publish_model(run, 'me/tiny')
+    folder = Path(snapshot_download('me/tiny', local_dir=tmp_path/'download'))
+    with contextlib.redirect_stdout(io.StringIO()) as out, pytest.MonkeyPatch.context() as m:
+        m.setattr(sys, 'argv', ['inference_example.py'])
+        runpy.run_path(str(folder/'inference_example.py'))
+    example = json.loads((folder/'example.json').read_text())
+    assert out.getvalue().strip() == repr(Solver.from_pretrained(run, 'cpu').solve(example['puzzle']))
+    handler = runpy.run_path(str(folder/'handler.py'))['EndpointHandler'](str(folder))
+    assert handler(dict(inputs=example['puzzle']))[0]['answer'] == Solver.from_pretrained(run, 'cpu').solve(example['puzzle']).text
+
+
+def test_card_of_other_models(tmp_path):
+    "Identifiers, another architecture, no evaluation, leaked puzzles: each is said."
+    act = build_model(dict(name='hrm', hidden_size=32, num_heads=2, puzzle_emb_ndim=32), PuzzleShape(12, 900, 50))
+    metadata = dict(step=5, model=act.settings.model_dump(), shape=act.shape._asdict(), puzzle='arc', data=dict(path='nowhere', leakage=dict(checked=10, puzzles=2, solutions=3)))
+    save_checkpoint(tmp_path, 5, act.state_dict(), {}, metadata)
+    card = check_card(model_card(read_subject(tmp_path/'step_5'), 'me/arc'))
+    for part in ('ARC-AGI', 'Hierarchical Reasoning Model', 'were not evaluated', '2 are in the training set', 'puzzle identifiers', 'example.json'): assert part in card, part
+    assert 'model-index' not in card and validate(card, 'model') == ([], []) and tags_of(read_subject(tmp_path/'step_5')) == ['step-5']
+
+
+def test_figures_of_other_weights_are_not_told(run):
+    "metadata.json of a later step repeats the last evaluation; the card must not."
+    shutil.copytree(run/'checkpoints/step_100', run/'checkpoints/step_130')
+    write_json(run/'checkpoints/step_130/metadata.json', json.loads((run/'checkpoints/step_100/metadata.json').read_text()) | dict(step=130))
+    assert read_subject(run, 'step_130').evaluation == {} and read_subject(run, 'step_100').evaluation['exact_accuracy'] == .5
+
+
+# publishing by itself
+
+def config(data, tmp_path, name, *pairs):
+    return load_config('demo', f'data.path={data}', f'runs={tmp_path}/auto', f'name={name}', 'device=cpu', 'model.hidden_size=32', 'model.num_heads=2', 'model.H_cycles=1', 'model.L_cycles=1', 'model.halt_max_steps=2',
+                       'learn.batch_size=8', 'learn.steps=6', 'learn.log_every=2', 'learn.eval_every=3', 'learn.warmup_steps=2', *pairs)
+
+
+def test_auto_publish(hub, data, tmp_path, monkeypatch, capfd):
+    plain, sent, failed = config(data, tmp_path, 'plain'), config(data, tmp_path, 'sent', 'auto_publish=me/auto'), config(data, tmp_path, 'failed', 'auto_publish.when=best', 'auto_publish.repo=you/auto')
+    assert [work(prepare(c)) for c in (plain, sent)] == ['done', 'done']
+    best = read_subject(sent.folder)
+    assert f'step-{best.step}' in hub.repo('me/auto').tags and hub.repo('me/auto').files['model.safetensors'] == (best.checkpoint/'model.safetensors').read_bytes()
+    monkeypatch.delenv('HF_TOKEN')
+    assert work(prepare(failed)) == 'done'
+    assert 'HF_TOKEN is not set' in (failed.folder/'publish.log').read_text() and 'trm publish model' in capfd.readouterr().err
+    rows = [(c.folder/'metrics.jsonl').read_text() for c in (plain, sent, failed)]
+    assert rows[0] == rows[1] == rows[2]      # the same run, whatever became of the push
+
+
+def test_auto_publish_from_the_environment(hub, monkeypatch):
+    assert wanted(None) is None
+    monkeypatch.setenv('TRM_AUTO_PUBLISH', 'true')
+    assert wanted(None) == AutoPublish() and wanted(AutoPublish(when='no')) is None
+    for pair, found in (('auto_publish=true', 'end'), ('auto_publish=false', 'no'), ('auto_publish.when=best', 'best')): assert load_config('demo', pair).auto_publish.when == found
+    with pytest.raises(UserError, match='auto_publish'): load_config('demo', 'auto_publish.when=sometimes')
+
+
+# space
+
+def test_space(hub, run, tmp_path):
+    code, out, err = said('publish', 'space', str(run), 'me/page', '--out', str(tmp_path/'page'), '--model', 'me/tiny')
+    assert code == 0 and 'python app.py there serves the page' in out
+    assert 'is not empty' in said('publish', 'space', str(run), 'me/page', '--out', str(tmp_path/'page'))[2]
+    assert said('publish', 'space', str(run), 'me/page')[0] == 0
+    repo = hub.repo('me/page', 'space')
+    assert repo.private and repo.sdk == 'gradio' and {p.relative_to(tmp_path/'page').as_posix() for p in (tmp_path/'page').rglob('*') if p.is_file()} <= set(repo.files)
+    compile(repo.files['app.py'], 'app.py', 'exec')
+    assert b'gradio==6.31.0' in repo.files['requirements.txt'] and b'sdk_version: 6.31.0' in repo.files['README.md']
+
+
+def test_requirements_can_be_resolved():
+    "Every line is one requirement with its version."
+    for line in requirements('gradio==6.31.0').splitlines()[1:]: assert re.fullmatch(r'[\w.-]+==[\w.]+', line), line
+
+
+def tool(name):
+    "A program of this environment, or of the system."
+    found = shutil.which(name, path=f'{Path(sys.executable).parent}:{os.environ["PATH"]}')
+    if not found: pytest.skip(f'{name} is not installed')
+    return found
+
+
+@pytest.mark.slow
+def test_dockerfile_is_clean(root):
+    checked = subprocess.run([tool('hadolint'), '--failure-threshold', 'style', str(root/'experiments/hub/Dockerfile')], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
+
+
+CHROMIUM = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync --disable-dev-shm-usage'.split()
+
+
+@contextlib.contextmanager
+def served(folder, log):
+    "The page of a Space folder, in a process that sees nothing but the folder; yields its address."
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(('HF_', 'PYTHONPATH'))} | dict(GRADIO_SERVER_PORT=str(port), GRADIO_ANALYTICS_ENABLED='False', HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1')
+    with log.open('wb') as out: app = subprocess.Popen([sys.executable, 'app.py'], cwd=folder, env=environment, stdout=out, stderr=out)
+    try:
+        until = time.time() + 180
+        while True:
+            try: urllib.request.urlopen(f'http://127.0.0.1:{port}/', timeout=2); break
+            except OSError: assert app.poll() is None and time.time() < until, log.read_text()
+            time.sleep(.5)
+        yield f'http://127.0.0.1:{port}/'
+    finally:
+        app.terminate()
+        app.wait(20)
+
+
+@pytest.mark.slow
+def test_space_solves_in_a_browser(run, tmp_path):
+    pytest.importorskip('gradio')
+    playwright = pytest.importorskip('playwright.sync_api')
+    browser = next(filter(None, map(shutil.which, ('chromium', 'google-chrome', 'chromium-browser'))), None)
+    if not browser: pytest.skip('no Chromium here')
+    subject = read_subject(run)
+    folder, puzzle = write_folder(space_files(subject, 'me/page'), tmp_path/'page'), subject.example['puzzle']
+    answer = Solver.from_pretrained(run, 'cpu').solve(puzzle)
+    with served(folder, tmp_path/'app.log') as address, playwright.sync_playwright() as p:
+        chromium = p.chromium.launch(executable_path=browser, args=CHROMIUM)
+        page = chromium.new_page(viewport=dict(width=1200, height=1000))
+        page.goto(address)
+        page.locator('#solve').wait_for(timeout=60_000)
+        page.locator('#puzzle textarea').fill('12')
+        page.locator('#solve').click()
+        page.locator('#verdict').get_by_text('cannot be read').wait_for(timeout=60_000)
+        page.locator('#puzzle textarea').fill(puzzle)
+        page.locator('#solve').click()
+        page.locator('#film img').wait_for(timeout=60_000)
+        assert page.locator('#text textarea').input_value() == answer.text and answer.verdict[:5] in page.locator('#verdict').inner_text()
+        assert page.locator('#film img').evaluate('image => image.naturalWidth') > 400
+        chromium.close()
+
+
+@pytest.mark.slow
+def test_load_dataset(hub, data, tmp_path):
+    "In a process of its own, as a user would."
+    pytest.importorskip('datasets')
+    publish_dataset(data, 'me/sudoku-tiny')
+    code = 'from datasets import load_dataset; d = load_dataset("me/sudoku-tiny"); print({k: (len(v), v.column_names) for k, v in d.items()}); print(d["test"][0]["question"])'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=tmp_path, env=os.environ | hub.env(tmp_path/'other'))
+    assert done.returncode == 0, done.stderr[-3000:]
+    columns = "['source', 'question', 'answer', 'rating']"
+    assert f"'train': (40, {columns}), 'test': (30, {columns})" in done.stdout and hub.repo('me/sudoku-tiny', 'dataset').files['test.csv'].decode().split(',')[4] == done.stdout.split()[-1]
+
+
+# pipeline
+
+def write_pipeline(tmp_path, **sections):
+    file = tmp_path/'project.yaml'
+    file.write_text(yaml.safe_dump(dict(project_root=str(tmp_path)) | sections))
+    return file
+
+
+def test_template_has_every_key(tmp_path):
+    file = tmp_path/'p.yaml'
+    write_template(file)
+    found, said = read_pipeline(file), yaml.safe_load(file.read_text())
+    assert set(said) == set(type(found).model_fields)
+    for name in ('dataset', 'training', 'model'): assert set(said[name]) == set(type(getattr(found, name)).model_fields)
+    keys = dict(dataset='local_path repo_id private token add_readme readme_path commit_message allow_create files_include files_ignore',
+                training='use_torchrun nproc_per_node nnodes node_rank rdzv_backend rdzv_endpoint rdzv_id python_executable dry_run checkpoint_dir env overrides',
+                model='checkpoint_dir repo_id private token commit_message allow_create config_filename include_code_snapshot model_card_path extra_files')
+    for section, names in keys.items(): assert set(names.split()) <= set(said[section])      # of the design document
+    with pytest.raises(UserError, match='exists: choose another name'): write_template(file)
+    assert 'train demo runs=runs name=sudoku-6x6 data.path=data/sudoku-6x6 learn.eval_every=200' in dry_run(file)
+
+
+@pytest.mark.parametrize('sections, message', [
+    (dict(dataset=dict(local_path='x', token='hf_secret')), 'dataset.token: a token does not belong in this file'),
+    (dict(training=dict(checkpoint_dir='x', env=dict(MY_API_KEY='secret'))), 'training.env.MY_API_KEY: a secret does not belong'),
+    (dict(training=dict(checkpoint_dir='x', nodes=2)), "unknown setting 'training.nodes': did you mean 'nnodes'"),
+    (dict(training=dict(checkpoint_dir='x', backend='slurm')), 'slurm is not there yet'),
+    (dict(training=dict(checkpoint_dir='x', use_torchrun=False, nproc_per_node=2)), 'several need torchrun'),
+    (dict(modle={}), "did you mean 'model'")])
+def test_mistakes_in_a_pipeline(tmp_path, sections, message):
+    code, out, err = said('pipeline', str(write_pipeline(tmp_path, **sections)))
+    assert code == 2 and message in err and err.count('\n') == 1 and 'secret' not in err.replace('a secret does', '')
+
+
+def test_pipeline_needs_its_token_at_once(hub, run, data, tmp_path, monkeypatch):
+    monkeypatch.delenv('HF_TOKEN')
+    file = write_pipeline(tmp_path, dataset=dict(local_path=str(data), repo_id='me/data'), model=dict(checkpoint_dir=str(run), repo_id='me/tiny'))
+    assert 'HF_TOKEN is not set' in said('pipeline', str(file))[2] and not file.with_suffix('.state.json').exists()
+    assert said('pipeline', str(file), '--skip', 'dataset', '--skip', 'model')[0] == 0
+    assert 'me/data (private' in said('pipeline', str(file), '--dry-run')[1]
+
+
+def test_pipeline_goes_on_after_a_failure(hub, run, data, tmp_path):
+    file = write_pipeline(tmp_path, dataset=dict(local_path=str(data), repo_id='me/data'), model=dict(checkpoint_dir=str(run), repo_id='me/tiny', include_code_snapshot=False, config_filename='all.yaml'), space=dict(out='page'))
+    hub.fail('POST /api/models/me/tiny/commit', 500, times=1000)
+    code, out, err = said('pipeline', str(file))
+    assert code == 2 and err.splitlines()[-1] == f"trm: stage 'model' failed: the Hub is out of order (500): try again later. Go on with: trm pipeline {file}"
+    assert [State(file).get(s).get('status') for s in ('dataset', 'model', 'space')] == ['done', 'failed', None]
+    hub.faults.clear()
+    hub.log.clear()
+    code, out, err = said('pipeline', str(file))
+    assert code == 0 and '2/5 dataset: done before' in err and not hub.asked('datasets') and (tmp_path/'page/app.py').is_file() and 'all.yaml' in hub.repo('me/tiny').files
+    code, out, err = said('pipeline', str(file))
+    assert err.count('done before') == 3
+    assert said('pipeline', str(file), '--force', 'dataset')[2].count('done before') == 2
+    assert said('pipeline', str(file), '--skip', 'modle')[2] == "trm: unknown stage 'modle': did you mean 'model'?\n"
+    assert hub.token not in file.with_suffix('.state.json').read_text()
+
+
+TINY = ['model.hidden_size=32', 'model.num_heads=2', 'model.H_cycles=1', 'model.L_cycles=1', 'model.halt_max_steps=2', 'learn.batch_size=8', 'learn.log_every=5', 'learn.eval_every=60', 'learn.save_every=20',
+        'learn.warmup_steps=5', 'device=cpu', 'evaluate.max_puzzles=20']
+
+
+def rows(run): return RowLog(run/'metrics.jsonl').rows()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('left', [False, True], ids=['all killed', 'ranks left behind'])
+def test_whole_pipeline_killed_while_it_trains(tmp_path, left, monkeypatch):
+    "From a generator to the Hub and a page, killed -9 in the train stage and run again."
+    monkeypatch.chdir(tmp_path)
+    with FakeHub() as hub:
+        environment = os.environ | hub.env(tmp_path/'cache') | dict(OMP_NUM_THREADS='1')
+        file = write_pipeline(tmp_path, dataset=dict(local_path='data/tiny', build='sudoku --source generate --size 4 --train 40 --test 20', repo_id='me/sudoku-tiny'),
+                              training=dict(checkpoint_dir='runs/tiny', overrides=[*TINY, 'learn.steps=240'], env=dict(LOGLEVEL='ERROR')), model=dict(repo_id='me/tiny'), space=dict(repo_id='me/page'))
+        command = [sys.executable, '-m', 'trm_nb.cli', 'pipeline', str(file)]
+        first, run = subprocess.Popen(command, env=environment, start_new_session=True), tmp_path/'runs/tiny'
+        while not (run/'checkpoints/last').exists() or rows(run)[-1]['step'] < 30:
+            assert first.poll() is None
+            time.sleep(.01)
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+        if not left:
+            for pid in ranks_of('runs/tiny'): os.kill(pid, signal.SIGKILL)
+        reached = rows(run)[-1]['step']
+        assert reached < 240 and State(file).get('train')['status'] == 'running' and State(file).get('dataset')['status'] == 'done' and hub.repo('me/tiny') is None
+        hub.log.clear()
+        second = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert second.returncode == 0, second.stderr[-3000:]
+        assert '1/5 build: done before' in second.stderr and '2/5 dataset: done before' in second.stderr and not hub.asked('datasets/me')
+        assert [r['step'] for r in rows(run) if r['kind'] == 'train'] == list(range(5, 241, 5))       # nothing twice, nothing missing
+        assert not ranks_of('runs/tiny') and {'step-240'} & set(hub.repo('me/tiny').tags) or hub.repo('me/tiny').tags
+        assert 'app.py' in hub.repo('me/page', 'space').files and 'train    done' in second.stdout
+        third = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert third.stderr.count('done before') == 5 and hub.token not in second.stdout + second.stderr + third.stdout + third.stderr
+        assert not [p for p in tmp_path.rglob('*') if p.is_file() and hub.token.encode() in p.read_bytes()]
