@@ -19,7 +19,7 @@ import trm_nb.learn.trainer, trm_nb.models.layers
 from torch.profiler import ProfilerActivity, profile, record_function
 
 PREFIX = 'part: '
-INSIDE = 'recursion' # what is left of the compiled recursion when neither shapes nor names tell more
+INSIDE = 'rest of the recorded or compiled step' # what is left of the compiled recursion when neither shapes nor names tell more
 
 
 def arguments():
@@ -151,8 +151,9 @@ def product_part(dims, act):
     width = c.inner_width(s.hidden_size, s.expansion)
     return 'SwiGLU' if s.mlp_t or sizes & {width, 2 * width} else 'attention'
 
-NAMES = (('mlp_t|mixing|mixer', LAYERS['mlp_t']), ('swiglu|silu|gate', 'SwiGLU, elementwise'), ('rsqrt|rms|norm|mean', 'norm'), ('flash|attention|fmha|softmax|cos_|sin_', 'attention'),
-         ('stablemax|loss', 'loss and metrics'), ('copy|memcpy|memset|fill', 'copies and casts'))
+NAMES = (('mlp_t|mixing|mixer|^_mix', LAYERS['mlp_t']), ('^_gate_back', 'SwiGLU, elementwise'), ('^_gate', 'SwiGLU, first product and gate'), ('swiglu|silu|gate', 'SwiGLU, elementwise'),
+         ('^_project', 'attention, projections'), ('flash|attention|fmha|sdpa|softmax|cos_|sin_|^_attend|^_turn|dot_do_o|convert_dq', 'attention'), ('rsqrt|rms|norm|mean', 'norm'),
+         ('nvjet|gemm|cublas|splitKreduce', 'products of cuBLAS'), ('^_add', 'what is injected'), ('stablemax|loss', 'loss and metrics'), ('copy|memcpy|memset|fill', 'copies and casts'))
 
 def guess(kernel, operation, dims, act):
     "The part of the recursion that a kernel of compiled code belongs to."
@@ -167,7 +168,7 @@ def attribute(events, act, cuda):
     for kernel, micros, by in (gpu_work if cuda else cpu_work)(events):
         where = (by['tid'], by['ts']) if by else (None, 0)
         (part, direction), (operation, dims) = parts.of(*where), parts.operation(*where)
-        if part == INSIDE: part = guess(kernel, operation, dims, act)
+        if part == INSIDE or part == 'other' and direction == '': part = guess(kernel, operation, dims, act)
         found.append((part, direction, kernel, f'{operation or ""} {shapes(dims)}'.strip(), micros))
     return found
 

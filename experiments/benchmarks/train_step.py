@@ -46,7 +46,8 @@ def measure(preset, batch, hidden, a, ranks, top):
     dtype, flop = str(t.act.inner.dtype).removeprefix('torch.'), c.step_cost(t.act).training * batch
     ms = most(1000 * statistics.median(seconds), ranks)
     compiled = config.learn.compile if config.learn.compile is not None else ranks.device.type == 'cuda'
-    return dict(preset=preset, hidden=config.model.hidden_size, batch=batch, gpus=ranks.world, device=ranks.device.type, dtype=dtype, compiled=compiled, ms=ms,
+    how = 'fused' if t.fused else 'compiled' if compiled else 'plain'
+    return dict(preset=preset, hidden=config.model.hidden_size, batch=batch, gpus=ranks.world, device=ranks.device.type, dtype=dtype, how=how, ms=ms,
                 slowest=1000 * max(seconds), tflop=flop / 1e12, **{'tflop/s': flop / ms / 1e9, 'share': flop / ms * 1000 / top(dtype), 'puzzles/s': 1000 * batch * ranks.world / ms},
                 peak_gib=most(c.peak_gib(ranks.device), ranks), first_step_s=first)
 
