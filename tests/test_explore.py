@@ -52,7 +52,7 @@ def test_text_lists_and_arrays_are_one_puzzle(solver):
 def test_steps_and_early_exit(solver):
     grids = list(puzzles(3) - 1)
     assert [a.valid for a in solver.solve_many(grids, steps=2, progress=False)] == [True, False, False]
-    early = solver.solve_many(grids, progress=False)
+    early = solver.solve_many(grids, early_exit=True, progress=False)
     assert [a.steps for a in early] == [1, 3, 2] and [a.halted_at for a in early] == [1, 3, 2]
     assert [a.valid for a in early] == [True, True, False]         # the third stops before it is solved, and its answer says so
     assert [len(a.q_halt) for a in early] == [1, 3, 2]

@@ -50,8 +50,9 @@ DTYPES = ('auto', 'float32', 'bfloat16')
 def pick_dtype(
     name:str, # auto, float32 or bfloat16
     device:torch.device, # where a model answers puzzles
-)->str: # a model's forward_dtype
+    width:int, # its hidden_size
+)->str: # its forward_dtype
     "What to answer puzzles in: on a CPU `auto` is bfloat16 where that is faster; elsewhere it is left to the model."
     if name not in DTYPES: raise UserError(f"dtype '{name}' is none of {', '.join(DTYPES)}")
     if name != 'auto' or device.type != 'cpu': return name
-    return 'bfloat16' if multiplies_bfloat16() else 'float32'
+    return 'bfloat16' if width >= 256 and multiplies_bfloat16() else 'float32'

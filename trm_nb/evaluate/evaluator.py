@@ -21,13 +21,14 @@ from pydantic import Field, field_validator
 from torch import Tensor
 from tqdm.auto import tqdm
 from ..data.basics import Registry, Settings, UserError, check_settings, suggest, write_json
-from ..data.device import pick_device
+from ..data.device import pick_device, pick_dtype
 from ..data.format import PuzzleDataset, PuzzleSet, overlap
 from ..data.folders import Place, read_folders
 from ..data.loader import eval_batches
 from ..data.sudoku import read_csv
 from .metrics import IGNORE, Calibration, Score, accuracy_by_step, at_steps, by_bins, calibration, exact, halting_steps, labelled, token_accuracy, wilson
 from ..models.act import ACT, ponder
+from ..models.halting import accelerated, ponder_until
 from ..models.pretrained import load_pretrained
 
 # %% ../../nbs/03_evaluate/02_evaluator.ipynb #c007
@@ -92,6 +93,7 @@ class EvaluateSettings(Settings):
     save_outputs:list[str] = [] # outputs of every puzzle to keep: answers, q_halt, logits, inputs, labels
     batch_size:int = Field(768, gt=0) # puzzles at once, over all ranks
     steps:int|None = Field(None, gt=0) # ACT steps; none: the model's halt_max_steps
+    early_exit:bool = False # stop each puzzle where the model would; its outputs stay as they were then
     max_puzzles:int|None = Field(None, gt=0) # groups of puzzles to use, evenly spread; none: all
 
     @field_validator('evaluators')
@@ -284,12 +286,12 @@ def _batches(dataset, batch_size, device, rank, world, progress):
             yield index, batch
             bar.update(min(size, known - bar.n) if known else size)
 
-def _grades(act, batches, steps, evaluators):
+def _grades(act, batches, settings, evaluators):
     "Of this rank: index int64 (n,), -1 where nothing counts; grades (n, steps, 4)."
-    indices, grades = [], []
+    indices, grades, think = [], [], ponder_until if settings.early_exit else ponder
     for index, batch in batches:
         found = []
-        for step, out in ponder(act, batch, steps):
+        for step, out in think(act, batch, settings.steps):
             found.append(_grade(act, out, batch['labels']))
             for e in evaluators: e.update(batch, index, step, out)
         indices.append(torch.where(labelled(batch['labels']) > 0, index.to(found[0].device, non_blocking=True), -1))
@@ -322,7 +324,7 @@ def evaluate(
     part, began = replace(dataset, sets={'all': arrays}), time.perf_counter()
     evaluators = make_evaluators(settings) if evaluators is None else evaluators
     for e in evaluators: e.begin(part)
-    index, grades = _grades(act, _batches(part, settings.batch_size, device, rank, world, progress), settings.steps, evaluators)
+    index, grades = _grades(act, _batches(part, settings.batch_size, device, rank, world, progress), settings, evaluators)
     evaluation = _collect(gather(index), gather(grades), rows, arrays.ratings)
     evaluation.seconds = time.perf_counter() - began
     for e in evaluators: evaluation.results |= e.result(evaluation, gather)
@@ -452,6 +454,9 @@ def eval_command(
     save_predictions:Annotated[Path, typer.Option(metavar='DIR', help='Write the answers to all puzzles, and what evaluators have to add.')]=None,
     save_outputs:Annotated[str, typer.Option(metavar='NAMES', help='What --save-predictions keeps: answers, q_halt, logits, inputs, labels.')]='answers,q_halt',
     device:Annotated[str, typer.Option(help='auto, cpu, mps, cuda or cuda:N.')]='auto',
+    dtype:Annotated[str, typer.Option(help='float32, bfloat16, or auto: bfloat16 where it is fast.')]='auto',
+    compile:Annotated[bool, typer.Option('--compile/--no-compile', help='Compile the recursion, where fused kernels do not run.', show_default='on CUDA')]=None,
+    early_exit:Annotated[bool, typer.Option('--early-exit', help='Stop each puzzle where the model would; its answer stays as it was then.')]=False,
     as_json:Annotated[bool, typer.Option('--json', help='Print one JSON object.')]=False,
 ):
     """Score a checkpoint on a dataset or a CSV file.
@@ -466,12 +471,13 @@ def eval_command(
     """
     device = pick_device(device)
     found = load_pretrained(checkpoint, device)
+    found.act.settings.forward_dtype = pick_dtype(dtype, device, found.act.settings.hidden_size)
     dataset = read_split(data, split, found.puzzle, trained_places(found.act, found.metadata))
-    settings = check_settings(EvaluateSettings, dict(steps=steps, batch_size=batch_size, max_puzzles=max_puzzles, evaluators=evaluator or fitting(dataset),
+    settings = check_settings(EvaluateSettings, dict(steps=steps, early_exit=early_exit, batch_size=batch_size, max_puzzles=max_puzzles, evaluators=evaluator or fitting(dataset),
         options=read_options(option), save_outputs=save_outputs.split(',') if save_predictions else []))
     evaluators = make_evaluators(settings)
-    with memory_advice(settings, '--batch-size '): evaluation = evaluate(found.act, dataset, settings, device, progress=sys.stderr.isatty(), evaluators=evaluators)
+    with memory_advice(settings, '--batch-size '), accelerated(found.act, compile): evaluation = evaluate(found.act, dataset, settings, device, progress=sys.stderr.isatty(), evaluators=evaluators)
     rate = dict(seconds=evaluation.seconds, puzzles_per_second=len(evaluation.index) / evaluation.seconds)
     whole = evaluation.summary() | rate | dict(checkpoint=found.source, data=data, by_step=evaluation.table())
     if save_predictions: save_evaluation(save_predictions, evaluators, whole)
-    print(json.dumps(whole) if as_json else f'{found.source}\n{data}\n\n{report(evaluation, device)}')
+    print(json.dumps(whole) if as_json else f'{found.source}\n{data}\n' + 'each puzzle stops where the model would\n' * early_exit + f'\n{report(evaluation, device)}')

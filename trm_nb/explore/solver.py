@@ -124,7 +124,8 @@ class Solver:
     )->'Solver':
         "Load a trained model."
         device = pick_device(device)
-        found = load_pretrained(source, device, checkpoint, **dict(forward_dtype=pick_dtype(dtype, device)) | settings)
+        found = load_pretrained(source, device, checkpoint, **settings)
+        found.act.settings.forward_dtype = pick_dtype(dtype, device, found.act.settings.hidden_size)
         kind = SimpleNamespace(puzzle=found.puzzle, vocab_size=found.shape.vocab_size, seq_len=found.shape.seq_len)
         return cls(found.act, puzzle_of(kind), found.source, compile)
 
@@ -134,13 +135,21 @@ class Solver:
         return self.act.inner.lm_head.weight.device
 
     @torch.inference_mode()
-    def _answers(self, tokens, steps, early_exit, identifier, width=1, watch=None):
-        "Answers to puzzles (n, L), `width` of them at once."
-        began, stop = time.perf_counter(), steps is None if early_exit is None else early_exit
+    def _found(self, tokens, steps, stop, identifier, width, watch=None):
+        "Arrays of what `solve_until` finds for puzzles (n, L), and how many rules each answer breaks, where they are known."
         batch = one_batch(tokens, self.device, identifier)
         with accelerated(self.act, self.compile): found = solve_until(self.act, batch['inputs'], batch['puzzle_identifiers'], width, steps, stop, watch)
-        answers, confidence, taken, q, halts = (x.cpu().numpy() for x in found)
-        broken = self.puzzle.conflicts(tokens, answers)
+        found = [x.cpu().numpy() for x in found]
+        return [*found, self.puzzle.conflicts(tokens, found[0])]
+
+    def _answers(self, tokens, steps, early_exit, identifier, width=1, watch=None):
+        "Answers to puzzles (n, L), `width` of them at once; by default those that break a rule are thought through to the end."
+        began, stop = time.perf_counter(), steps is None if early_exit is None else early_exit
+        found = self._found(tokens, steps, stop, identifier, width, watch)
+        broken = found[-1]
+        if stop and early_exit is None and broken is not None and (again := broken > 0).any():
+            for old, new in zip(found, self._found(tokens[again], steps, False, identifier, width)): old[again] = new
+        answers, confidence, taken, q, halts, _ = found
         seconds = time.perf_counter() - began
         return [Answer(self.puzzle, tokens[i], answers[i].astype(tokens.dtype), confidence[i], q[i, :n], _first(halts[i, :n]), None if broken is None else int(broken[i]), seconds)
                 for i, n in enumerate(taken)]
@@ -148,7 +157,7 @@ class Solver:
     def solve(self,
         puzzle, # text, nested lists, or an array
         steps:int|None=None, # ACT steps; None: the model's halt_max_steps at most
-        early_exit:bool|None=None, # stop where the model would? None: yes, unless `steps` are asked for
+        early_exit:bool|None=None, # stop where the model would? None: as far as the rules allow, unless `steps` are asked for
         identifier:int=0, # row of the puzzle table
     )->Answer:
         "Answer one puzzle; `UserError` says what is wrong with it."
@@ -168,7 +177,7 @@ class Solver:
     def solve_many(self,
         puzzles, # any number of puzzles as `solve` takes them, in a list or as they come
         steps:int|None=None, # ACT steps; None: the model's halt_max_steps at most
-        early_exit:bool|None=None, # stop each where the model would? None: yes, unless `steps` are asked for
+        early_exit:bool|None=None, # stop each where the model would? None: as far as the rules allow, unless `steps` are asked for
         identifier:int=0, # row of the puzzle table
         batch_size:int|None=None, # puzzles at once; None: 64 on a CPU, else 512
         progress:bool=True, # show a bar?
