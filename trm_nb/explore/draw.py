@@ -145,7 +145,7 @@ def _mark_paint(ax, look, grid, m, scale):
     _diamonds(ax, m.changed, .34, facecolor='white', edgecolor=COLOURS['ink'], lw=.7 * scale)
     for colour, width in (('white', 2.2), (COLOURS['wrong'], 1.2)): _strikes(ax, m.wrong, .4, color=colour, lw=width * scale)
 
-def _inches(ax): return ax.get_figure().get_size_inches()[0] * ax.get_position().width
+def _inches(ax): return ax.bbox.width / ax.get_figure().dpi
 
 def draw_grid(
     answer, # tokens of the grid

@@ -8,6 +8,7 @@ __all__ = ['HOLD', 'PILOTS', 'Moments', 'attention_weights', 'mixer_slopes', 'ch
 
 # %% ../../nbs/04_explore/025_record.ipynb #c002
 from dataclasses import dataclass
+from functools import partial
 from typing import Callable, Iterator
 import numpy as np
 import torch
@@ -268,6 +269,12 @@ class _Job:
 
     def found(self): return self.bases or tuple(m.basis(self.components) for m in self.moments)
 
+    def early(self):
+        "Components for a look at what is not finished: those of the first look, so that the map stays; at the end the final ones."
+        if sum(len(rows) for _, rows in self.done) == len(self.tokens): return self.found()
+        self.first = getattr(self, 'first', None) or self.found()
+        return self.first
+
     def run(self, rows, **options):
         "Run a batch; yields (ACT step, recorder)."
         solution = None if self.solution is None else torch.as_tensor(self.solution[rows].astype(np.int64), device=self.device)
@@ -276,9 +283,10 @@ class _Job:
             recorder.close(out)
             yield step, recorder
 
-    def assemble(self, recorder, rows, bases, steps):
-        "The trace of a batch."
-        arrays = recorder.arrays(bases, steps)
+    def assemble(self, recorder, rows, bases=None, steps=None):
+        "The trace of a batch up to a step."
+        bases = bases or self.early()
+        arrays = recorder.arrays(bases, steps or self.steps)
         cut = lambda x, t=arrays['answers'].dtype: None if x is None else x[rows].astype(t)
         trace = Trace(inputs=cut(self.tokens), solution=cut(self.solution), rating=cut(self.ratings, np.float32), path_basis=bases[0],
                       cell_basis=bases[1] if 'cell_path' in arrays else None, **arrays, **self.about)
@@ -287,7 +295,7 @@ class _Job:
     def result(self):
         "The trace of all finished batches."
         bases = self.found()
-        parts = [self.assemble(*d, bases, self.steps) for d in self.done]
+        parts = [self.assemble(*d, bases) for d in self.done]
         return parts[0] if len(parts) == 1 else Trace.join(parts)
 
 def _pilot(job):
@@ -303,14 +311,12 @@ def _pilot(job):
 def _frames(job):
     "Frames of a job; finished batches go to `job.done`."
     n = len(job.tokens)
-    before, early = (yield from _pilot(job)) if job.bases is None and job.too_large() else 0, None
+    before = (yield from _pilot(job)) if job.bases is None and job.too_large() else 0
     for rows in _batches(n, job.batch_size):
         for step, recorder in job.run(rows):
             if step == job.steps: job.done.append((recorder.rest(), rows))
-            last = step == job.steps and rows[-1] == n - 1
-            early = job.found() if last or not early else early
             yield Frame(step, job.steps, int(rows[0]), len(rows), n, (before + rows[0] + len(rows) * step / job.steps) / (before + n),
-                        lambda r=recorder, i=rows, b=early, s=step: job.assemble(r, i, b, s))
+                        partial(job.assemble, recorder, rows, steps=step))
 
 def _asked(name, steps, asked):
     "ACT steps that were asked for, checked."
