@@ -15,6 +15,7 @@ from typing import Any, Callable, Literal
 import numpy as np
 import torch
 from pydantic import Field, field_validator
+from tqdm.auto import tqdm
 from ..data.basics import MissingExtra, Registry, Settings, write_json
 from ..data.env import env, flag
 from ..evaluate.evaluator import Evaluation, Evaluator
@@ -35,6 +36,7 @@ class TelemetrySettings(Settings):
     code: bool = False # a copy of the library's code
     artifacts: bool = True # checkpoints: weights, config and metadata
     artifact_mib: float = Field(1024, gt=0) # a larger checkpoint is not sent
+    charts: bool = True # pictures at each evaluation; they take the first rank some seconds
     samples: int = Field(4, ge=0) # puzzles drawn with their answers at each evaluation
     puzzles: int = Field(48, ge=0) # rows of the heat map by puzzle
 
@@ -175,6 +177,7 @@ class WandbSink(Sink):
         except ImportError: raise MissingExtra('wandb', 'wandb') from None
         super().__init__(run)
         self.wandb, self.named = wandb, {}
+        for name in [n for n, v in os.environ.items() if n.startswith('WANDB_') and not v]: del os.environ[name]    # empty is not set; wandb would refuse it
         for name in ('WANDB_DATA_DIR', 'WANDB_CACHE_DIR'): os.environ.setdefault(name, str((run.folder/'wandb').resolve()))
         self.handle = self._open()
         self.handle.define_metric('train/step', hidden=True)
@@ -377,8 +380,8 @@ class GradientNorms:
 def say(
     text:str, # one line
 ):
-    "Tell it on stderr."
-    print(f'telemetry: {text}', file=sys.stderr, flush=True)
+    "Tell it on stderr, above a progress bar."
+    tqdm.write(f'telemetry: {text}', file=sys.stderr)
 
 def _line(error):
     "An error's message in one line."
@@ -538,8 +541,9 @@ class Telemetry(Callback):
         "Histograms and pictures of the last evaluation."
         e, step = self.watch.evaluation, trainer.step_number
         confidence = sigmoid(e.q_halt[:, -1])
-        self.row |= _numbers('eval', detail(e)) | {'eval/ACT_steps': Histogram.of(e.halted_at, np.arange(1, e.steps + 2) - .5), 'eval/q_halt_confidence': Histogram.of(confidence, np.linspace(0, 1, 21)),
-                     'charts/steps_and_difficulty': Images([e.plot().png()]), 'charts/confidence': Images([draw_confidence(e).png()])}
+        self.row |= _numbers('eval', detail(e)) | {'eval/ACT_steps': Histogram.of(e.halted_at, np.arange(1, e.steps + 2) - .5), 'eval/q_halt_confidence': Histogram.of(confidence, np.linspace(0, 1, 21))}
+        if not self.settings.charts: return
+        self.row |= {'charts/steps_and_difficulty': Images([e.plot().png()]), 'charts/confidence': Images([draw_confidence(e).png()])}
         if self.settings.puzzles: self._by_puzzle(e, step)
         if self.puzzle is not None: self._grids(e)
 
