@@ -7,9 +7,10 @@ import pytest
 import torch
 from trm_nb.data import arc
 from trm_nb.data.basics import UserError
+from trm_nb.data.folders import places_of, read_folders
 from trm_nb.data.format import PUZZLES, PuzzleDataset
 from trm_nb.data.loader import TrainLoader, eval_batches
-from trm_nb.evaluate.arc import Arc, vote
+from trm_nb.evaluate.arc import Arc, Poll, answered_tasks, vote
 
 def grid(rng, high=6): return rng.integers(0, 10, rng.integers(1, high, 2)).astype(np.uint8)
 
@@ -176,3 +177,20 @@ def test_both_versions_overlap_as_said():
     assert len(names[1, 'evaluation'] & names[2, 'training']) == 376
     assert len((names[1, 'training'] | names[1, 'evaluation']) & names[2, 'evaluation']) == 6
     assert [len(names[k]) for k in names] == [400, 400, 1000, 120]
+
+def test_one_task_of_two_folders_is_one_vote_and_two_of_one_name_are_two(tmp_path):
+    """Each folder has copies of its own of a common task; of another, it has another version."""
+    other = arc.Task('task12', task(13).train, task(13).test)
+    for name, seed, mine in (('a', 1, task(12)), ('b', 2, other)):
+        arc.build_arc(tmp_path/name, {'training': [task(seed)], 'evaluation': [task(10), mine]}, num_aug=9, seed=seed, on_the_fly=True)
+    both = read_folders([tmp_path/'a', tmp_path/'b'], 'test')
+    poll = Poll(both)
+    assert sorted(t.name for t in poll.tasks) == ['task10', 'task12', 'task12@b']
+    evaluator = Arc(pass_ks=[1])
+    assert answered(evaluator, both, 1) == {'pass@1': 1.}
+    assert {p.task: p.votes for p in evaluator.votes.pairs} == {'task10': 20, 'task12': 10, 'task12@b': 10}
+    part = read_folders([tmp_path/'b'], 'test', places_of(read_folders([tmp_path/'a', tmp_path/'b'])))
+    evaluator = Arc(pass_ks=[1])
+    assert part.metadata.num_puzzle_identifiers == both.metadata.num_puzzle_identifiers and answered(evaluator, part, 1) == {'pass@1': 1.}
+    assert {p.task: p.votes for p in evaluator.votes.pairs} == {'task10': 10, 'task12': 10}
+    assert answered_tasks(read_folders([tmp_path/'a', tmp_path/'b']), both) == []

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ARC_COLOURS', 'grid_keys', 'Undo', 'Tally', 'count_votes', 'Candidate', 'PairVotes', 'ArcVotes', 'draw_colours',
-           'all_tested_tasks', 'answered_tasks', 'Poll', 'vote', 'ArcSettings', 'Arc']
+           'tested_by_folder', 'answered_tasks', 'Poll', 'vote', 'ArcSettings', 'Arc']
 
 # %% ../../nbs/03_evaluate/04_arc.ipynb #c002
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 from ..data.arc import INVERSE, SIDE, Task, crop, leaked_tasks, read_names, tested_tasks, token_table, turn
 from ..data.basics import Settings, UserError, write_json
-from ..data.folders import parts_of
+from ..data.folders import parts_of, places_of
 from ..data.format import PUZZLES, PuzzleDataset, mix64
 from .evaluator import EVALUATORS, Evaluator
 from .metrics import sigmoid
@@ -225,34 +225,41 @@ def draw_colours(
     ax.spines[:].set_visible(False)
 
 # %% ../../nbs/03_evaluate/04_arc.ipynb #c018
-def all_tested_tasks(
+def tested_by_folder(
     dataset:PuzzleDataset, # a test split of ARC, of one folder or several
-)->dict[str, Task]:
-    "The tested tasks of all its folders; `UserError` where two folders mean different tasks by a name."
-    found = {}
-    for folder in dict.fromkeys(part.path for part in parts_of(dataset)):
-        for name, task in tested_tasks(folder).items():
-            if found.setdefault(name, task).json() != task.json(): raise UserError(f'{folder}: task {name} is not the task of that name in the other folders')
-    return found
+)->list[dict[str, Task]]:
+    "The tested tasks of each folder by their names there; where an earlier folder means another task by the name, the task itself is called name@folder."
+    found, each = {}, []
+    for part in parts_of(dataset):
+        other = lambda name, task: found.setdefault(name, task).json() != task.json()
+        each.append({name: replace(task, name=f'{name}@{part.path.name}') if other(name, task) else task for name, task in tested_tasks(part.path).items()})
+    return each
 
 def answered_tasks(
     train:PuzzleDataset, # what a model learns from, of one folder or several
     test:PuzzleDataset, # what it will be tested on
 )->list[str]:
     "Tasks of `test` whose answers stand in a training folder."
-    tested, known = all_tested_tasks(test), lambda part: (part.path/'test_puzzles.json').exists()
-    return sorted({name for part in parts_of(train) for name in (leaked_tasks(part, tested) if known(part) else set(read_names(part.identifiers)[0]) & set(tested))})
+    tested, known = set().union(*tested_by_folder(test)), lambda part: (part.path/'test_puzzles.json').exists()
+    return sorted({name for part in parts_of(train) for name in (leaked_tasks(part, tested) if known(part) else set(read_names(part.identifiers)[0]) & tested)})
+
+def _asked(dataset, identifiers, names):
+    "The task that each identifier asks for, by the tasks of its folder; None where there is none."
+    tested, owner = tested_by_folder(dataset), np.zeros(len(identifiers), int)
+    for k, place in enumerate(places_of(dataset)): owner[(identifiers > place.offset) & (identifiers < place.end)] = k
+    return [tested[k].get(names[i]) for k, i in zip(owner, identifiers)]
 
 class Poll:
     "The test pairs of a split, and which of them each example is."
     def __init__(self,
         dataset:PuzzleDataset, # a test split of ARC
     ):
-        self.undo, tested, arrays = Undo(dataset.identifiers), all_tested_tasks(dataset), dataset.merged
-        of = [self.undo.tasks[i] for i in arrays.puzzle_identifiers]
-        for name, size in zip(of, arrays.sizes):
-            if name not in tested or len(tested[name].test) != size: raise UserError(f'{dataset.path}: task {name} of the split {dataset.split} is not the one in test_puzzles.json')
-        self.tasks = [tested[name] for name in dict.fromkeys(of)]
+        self.undo, arrays = Undo(dataset.identifiers), dataset.merged
+        asked = _asked(dataset, np.asarray(arrays.puzzle_identifiers), self.undo.tasks)
+        for i, task, size in zip(arrays.puzzle_identifiers, asked, arrays.sizes):
+            if not task or len(task.test) != size: raise UserError(f'{dataset.path}: task {self.undo.tasks[i]} of the split {dataset.split} is not the one in test_puzzles.json')
+        of = [task.name for task in asked]
+        self.tasks = list({task.name: task for task in asked}.values())
         ends = np.cumsum([len(t.test) for t in self.tasks])
         first = dict(zip((t.name for t in self.tasks), ends - [len(t.test) for t in self.tasks]))
         begins = np.array([first[name] for name in of])
