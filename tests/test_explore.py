@@ -1,4 +1,5 @@
 """Solving, tracing and drawing by a model whose answers are known, and by a real one with random weights."""
+from dataclasses import replace
 import json
 import numpy as np
 import pytest
@@ -42,6 +43,12 @@ def test_answer_by_value(solver):
     assert a.valid and a.conflicts == 0
     p = np.exp(8) / (np.exp(8) + 5)
     assert a.confidence == pytest.approx(p)
+
+
+def test_a_verdict_counts(solver):
+    answer = solver.solve(puzzles(3)[0] - 1)
+    said = {n: replace(answer, conflicts=n).verdict.partition(' ·')[0] for n in (None, 0, 1, 2)}
+    assert said == {None: 'rules not known', 0: 'valid', 1: 'NOT valid: 1 rule or given broken', 2: 'NOT valid: 2 rules or givens broken'}
 
 
 def test_text_lists_and_arrays_are_one_puzzle(solver):
