@@ -202,7 +202,7 @@ def test_profile_script(root, tmp_path):
 @pytest.mark.slow
 def test_inference_script(root, tmp_path):
     tables = list(script(root, 'inference.py', '--preset', 'demo', '--puzzles', '6', '--batch', '1,4', '--repeats', '1', out=tmp_path/'a.json')['tables'].values())
-    assert {r['batch'] for r in tables[0]} == {1, 4} and {r['early_exit'] for r in tables[1]} == {True, False}
+    assert {r['batch'] for r in tables[0]} == {1, 4} and {r['steps'] for r in tables[1]} == {'all', 'halting', 'solver'}
 
 
 @pytest.mark.slow

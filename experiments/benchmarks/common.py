@@ -54,9 +54,10 @@ def made_up(
     shape:PuzzleShape, # what the model is made for
     count:int=64, # puzzles
     seed:int=0, # same seed, same puzzles
+    kind:str|None=None, # name of the kind of puzzle; None: by the shape
 )->PuzzleDataset:
     "A training split of the right kind that lies in no folder: generated Sudokus or mazes, else random tokens."
-    kind = puzzle_of(SimpleNamespace(puzzle=None, vocab_size=shape.vocab_size, seq_len=shape.seq_len))
+    kind = puzzle_of(SimpleNamespace(puzzle=kind, vocab_size=shape.vocab_size, seq_len=shape.seq_len))
     if kind.name.startswith('sudoku'): return _with_table(in_memory(generate(count, kind.shape[0], seed), kind, 'train'), shape)
     if kind.name.startswith('maze'): return _with_table(in_memory(generate_mazes(count, kind.shape[0], seed=seed), kind, 'train'), shape)
     rng = np.random.default_rng(seed)
