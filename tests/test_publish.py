@@ -16,6 +16,7 @@ from trm_nb.data.sudoku import write_generated
 from trm_nb.explore.solver import Solver
 from trm_nb.learn.callbacks import RowLog
 from trm_nb.learn.checkpoint import point, save_checkpoint
+from trm_nb.learn.telemetry import SINKS, Sink
 from trm_nb.models.act import PuzzleShape
 from trm_nb.models.zoo import build_model
 from trm_nb.publish.auto import AutoPublish, wanted
@@ -480,6 +481,26 @@ def test_pipeline_goes_on_after_a_failure(hub, run, data, tmp_path):
     assert hub.token not in file.with_suffix('.state.json').read_text()
 
 
+def test_progress_is_told(hub, run, data, tmp_path, monkeypatch):
+    "Two calls are one story; a sink that fails costs a line."
+    told = []
+    class Fake(Sink):
+        def log(self, step, values): told.append((self.run.id, step, *values))
+        def summary(self, values): told.append(values)
+        def finish(self, done): told.append(done)
+    class Broken(Sink):
+        def __init__(self, run): raise OSError('no disk')
+    monkeypatch.setitem(SINKS, 'fake', Fake)
+    monkeypatch.setitem(SINKS, 'broken', Broken)
+    file = write_pipeline(tmp_path, telemetry=dict(sinks=['broken', 'fake']), dataset=dict(local_path=str(data), repo_id='me/data'))
+    hub.fail('POST /api/datasets/me/data/commit', 403)
+    for code in (2, 0):
+        result = said('pipeline', str(file))
+        assert result[0] == code and 'note: telemetry: no disk' in result[2]
+    rows = [t for t in told if isinstance(t, tuple)]
+    assert len({r[0] for r in rows}) == 1 and [r[1] for r in rows] == list(range(1, 8)) and {'pipeline/dataset': 'failed'} in told and told[-1] is True and False in told
+
+
 TINY = ['model.hidden_size=32', 'model.num_heads=2', 'model.H_cycles=1', 'model.L_cycles=1', 'model.halt_max_steps=2', 'learn.batch_size=8', 'learn.log_every=5', 'learn.eval_every=60', 'learn.save_every=20',
         'learn.warmup_steps=5', 'device=cpu', 'evaluate.max_puzzles=20']
 
@@ -495,7 +516,7 @@ def test_whole_pipeline_killed_while_it_trains(tmp_path, left, monkeypatch):
     with FakeHub() as hub:
         environment = os.environ | hub.env(tmp_path/'cache') | dict(OMP_NUM_THREADS='1')
         file = write_pipeline(tmp_path, dataset=dict(local_path='data/tiny', build='sudoku --source generate --size 4 --train 40 --test 20', repo_id='me/sudoku-tiny'),
-                              training=dict(checkpoint_dir='runs/tiny', overrides=[*TINY, 'learn.steps=240'], env=dict(LOGLEVEL='ERROR')), model=dict(repo_id='me/tiny'), space=dict(repo_id='me/page'))
+                              telemetry=dict(sinks=['wandb'], mode='offline'), training=dict(checkpoint_dir='runs/tiny', overrides=[*TINY, 'learn.steps=240'], env=dict(LOGLEVEL='ERROR')), model=dict(repo_id='me/tiny'), space=dict(repo_id='me/page'))
         command = [sys.executable, '-m', 'trm_nb.cli', 'pipeline', str(file)]
         first, run = subprocess.Popen(command, env=environment, start_new_session=True), tmp_path/'runs/tiny'
         while not (run/'checkpoints/last').exists() or rows(run)[-1]['step'] < 30:
@@ -512,7 +533,7 @@ def test_whole_pipeline_killed_while_it_trains(tmp_path, left, monkeypatch):
         assert second.returncode == 0, second.stderr[-3000:]
         assert '1/5 build: done before' in second.stderr and '2/5 dataset: done before' in second.stderr and not hub.asked('datasets/me')
         assert [r['step'] for r in rows(run) if r['kind'] == 'train'] == list(range(5, 241, 5))       # nothing twice, nothing missing
-        assert not ranks_of('runs/tiny') and {'step-240'} & set(hub.repo('me/tiny').tags) or hub.repo('me/tiny').tags
+        assert not ranks_of('runs/tiny') and tags_of(read_subject(run))[0] in hub.repo('me/tiny').tags and list((tmp_path/'project.progress').rglob('*.wandb'))
         assert 'app.py' in hub.repo('me/page', 'space').files and 'train    done' in second.stdout
         third = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert third.stderr.count('done before') == 5 and hub.token not in second.stdout + second.stderr + third.stdout + third.stderr

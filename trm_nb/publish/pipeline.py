@@ -18,11 +18,12 @@ from typing import Annotated, Callable, Literal
 import typer
 import yaml
 from pydantic import Field
-from ..data.basics import MissingExtra, Settings, UserError, check_settings, fingerprint, suggest, write_json, write_text
-from ..data.env import aligned, env, flag
+from ..data.basics import Settings, UserError, check_settings, fingerprint, suggest, write_json, write_text
+from ..data.env import aligned, env
 from ..data.remote import without_token
 from ..data.resources import experiments_path
 from ..learn.checkpoint import saved_steps
+from ..learn.telemetry import SINKS, Run, TelemetrySettings, chosen_sinks
 from ..models.pretrained import find_checkpoint
 from .cards import read_subject
 from .hub import PublishSettings, check_repo, dataset_files, model_files, need_token, plan_text, publish, tags_of
@@ -87,7 +88,7 @@ class SpaceSection(_Section):
 class Pipeline(Settings):
     "Everything from puzzles to a web page."
     project_root: str = '.' # paths are relative to it
-    wandb: str | None = None # project that shows the progress
+    telemetry: TelemetrySettings = TelemetrySettings() # whom to tell of the progress
     dataset: DatasetSection | None = None
     training: TrainingSection | None = None
     model: ModelSection | None = None
@@ -113,7 +114,7 @@ def _possible(training):
     if training.backend == 'slurm': raise UserError("training.backend slurm is not there yet: use 'local', or train apart and go on with --skip train")
     if not training.use_torchrun and training.nproc_per_node * training.nnodes > 1: raise UserError('training.use_torchrun false is for one process: several need torchrun')
 
-_SECTIONS = dict(dataset=DatasetSection, training=TrainingSection, model=ModelSection, space=SpaceSection)
+_SECTIONS = dict(telemetry=TelemetrySettings, dataset=DatasetSection, training=TrainingSection, model=ModelSection, space=SpaceSection)
 
 def check_pipeline(
     values:dict, # as from YAML
@@ -348,20 +349,19 @@ def stages_of(
 
 # %% ../../nbs/06_publish/05_pipeline.ipynb #c023
 class Board:
-    "Shows a pipeline's progress in wandb; does nothing where that is not wanted, and never fails."
+    "Tells a pipeline's progress to the sinks of its telemetry; never fails."
     def __init__(self,
-        project:str|None, # wandb project
+        settings:TelemetrySettings, # whom to tell
+        state:State, # of the pipeline
         name:str, # of the pipeline
-    ): self.run = self._start(project, name) if project and not flag('WANDB_DISABLED') else None
-
-    def _start(self, project, name):
-        try: import wandb
-        except ImportError: return print(f'note: {MissingExtra("wandb", "wandb")}', file=sys.stderr)
-        return self._try(lambda: wandb.init(project=project, entity=env('WANDB_ENTITY'), name=f'pipeline-{name}', job_type='pipeline'))
+    ):
+        self.state, self.sinks = state, []
+        folder, rows = state.file.with_name(f'{name}.progress'), state.get('telemetry').get('rows', 0)
+        for sink in chosen_sinks(settings): self._try(lambda: self.sinks.append(SINKS[sink](Run(folder, f'pipeline {name}', fingerprint(str(state.file)), rows, {}, settings))))
 
     def _try(self, act):
         try: return act()
-        except Exception as e: print(f'note: wandb: {without_token(" ".join(str(e).split()))[:120]}', file=sys.stderr) # progress shown is worth less than progress made
+        except Exception as e: print(f'note: telemetry: {without_token(" ".join(str(e).split()))[:160]}', file=sys.stderr) # progress shown is worth less than progress made
 
     def show(self,
         number:int, # of the stage, from 1
@@ -370,15 +370,18 @@ class Board:
         seconds:float=0., # how long it took
     ):
         "One stage has ended."
-        if not self.run: return
-        self._try(lambda: self.run.log({'pipeline/stage': number, f'pipeline/{name}_seconds': seconds}))
-        self._try(lambda: self.run.summary.update({f'pipeline/{name}': status}))
+        if not self.sinks: return
+        row = self.state.get('telemetry').get('rows', 0) + 1
+        self.state.put('telemetry', rows=row)
+        for sink in self.sinks:
+            self._try(lambda: sink.log(row, {'pipeline/stage': number, f'pipeline/{name}/seconds': seconds}))
+            self._try(lambda: sink.summary({f'pipeline/{name}': status}))
 
     def close(self,
-        code:int=0, # exit code
+        done:bool=True, # did all go well?
     ):
         "The pipeline has ended."
-        if self.run: self._try(lambda: self.run.finish(exit_code=code))
+        for sink in self.sinks: self._try(lambda: sink.finish(done))
 
 def _run_stage(stage, state, force, file):
     "Run a stage and keep how it ended; a failure names it and says how to go on."
@@ -437,7 +440,7 @@ def run_pipeline(
         stages = stages_of(pipeline)
         publishing = {'dataset', 'model'} | ({'space'} if pipeline.space and pipeline.space.repo_id else set())
         if any(not why and s.name in publishing for s, why in plan(stages, state, skip, force)): need_token()
-        return _run_all(stages, state, skip, force, file, Board(pipeline.wandb, file.stem))
+        return _run_all(stages, state, skip, force, file, Board(pipeline.telemetry, state, file.stem))
 
 def _run_all(stages, state, skip, force, file, board):
     said = {}
@@ -450,7 +453,7 @@ def _run_all(stages, state, skip, force, file, board):
         except BaseException:
             print(status_table(stages, state, {k: v for k, v in said.items() if k != stage.name}), file=sys.stderr)
             board.show(i, stage.name, 'failed')
-            board.close(1)
+            board.close(False)
             raise
         board.show(i, stage.name, said[stage.name], state.get(stage.name).get('seconds', 0.))
     board.close()
