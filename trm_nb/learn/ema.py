@@ -16,15 +16,19 @@ class EMA:
     def __init__(self,
         module:nn.Module, # whose parameters to average
         decay:float=0.999, # weight of the past
+        bias_correction:bool=False, # leave the initial weights out
     ):
-        self.module, self.decay = module, decay
+        self.module, self.decay, self.bias_correction = module, decay, bias_correction
         self.shadow = {n: p.detach().float().clone() for n, p in module.named_parameters()}
 
     @torch.no_grad()
-    def update(self):
+    def update(self,
+        step:int, # updates with this one; matters to bias correction only
+    ):
         "Move the mean towards the present weights."
         now = [p.detach().float() for p in self.module.parameters()]
-        torch._foreach_lerp_(list(self.shadow.values()), now, 1 - self.decay)
+        share = (1 - self.decay) / (1 - self.decay**step if self.bias_correction else 1)
+        torch._foreach_lerp_(list(self.shadow.values()), now, share)
 
     @contextmanager
     def applied(self):

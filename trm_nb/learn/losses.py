@@ -21,26 +21,32 @@ LOSSES = Registry('loss')
 def stablemax_cross_entropy(
     logits:Tensor, # (..., V)
     labels:Tensor, # int64 (...), -100 where not graded
+    smoothing:float=0.0, # share of the target spread over the vocabulary
 )->Tensor: # float32 (...)
     "Cross-entropy with s(x) in place of exp(x), in float32."
     x = logits.float()
     s = torch.where(x >= 0, x + 1, 1 / (1 - x.clamp(max=0)))
     graded = labels != IGNORE
     chosen = s.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-    return torch.where(graded, s.sum(-1).log() - chosen.log(), 0)
+    target = chosen.log()
+    if smoothing: target = torch.lerp(target, s.log().mean(-1), smoothing)
+    return torch.where(graded, s.sum(-1).log() - target, 0)
 
 @LOSSES.register('softmax')
 def softmax_cross_entropy(
     logits:Tensor, # (..., V)
     labels:Tensor, # int64 (...), -100 where not graded
+    smoothing:float=0.0, # share of the target spread over the vocabulary
 )->Tensor: # float32 (...)
     "The usual cross-entropy, in float32."
-    return F.cross_entropy(logits.float().flatten(0, -2), labels.flatten(), ignore_index=IGNORE, reduction='none').view(labels.shape)
+    loss = F.cross_entropy(logits.float().flatten(0, -2), labels.flatten(), ignore_index=IGNORE, reduction='none', label_smoothing=smoothing)
+    return loss.view(labels.shape)
 
-# %% ../../nbs/05_learn/01_losses.ipynb #c009
+# %% ../../nbs/05_learn/01_losses.ipynb #c010
 class LossSettings(Settings):
     "How a step is graded."
     name: str = 'stablemax' # token loss, from the registry
+    label_smoothing: float = Field(0.0, ge=0, lt=1) # share of a token's target spread evenly over the vocabulary
     q_weight: float = Field(0.5, ge=0) # weight of the halting losses
 
 METRICS = ('count', 'accuracy', 'exact_accuracy', 'q_halt_accuracy', 'steps', 'lm_loss', 'q_halt_loss', 'q_continue_loss')
@@ -66,7 +72,7 @@ def act_loss(
     "Loss summed over the batch, and the step's sums of `METRICS`."
     labels = carry.data['labels']
     right, graded = right_cells(out.logits.argmax(-1), labels), labelled(labels)
-    tokens = LOSSES[settings.name](out.logits, labels) / graded.clamp(min=1)[:, None]
+    tokens = LOSSES[settings.name](out.logits, labels, settings.label_smoothing) / graded.clamp(min=1)[:, None]
     parts = dict(lm_loss=tokens.sum(), q_halt_loss=_bce(out.q_halt, right == graded),
                  q_continue_loss=out.q_halt.new_zeros(()) if out.q_target is None else _bce(out.q_continue, out.q_target))
     loss = parts['lm_loss'] + settings.q_weight * (parts['q_halt_loss'] + parts['q_continue_loss'])

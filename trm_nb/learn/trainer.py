@@ -18,7 +18,7 @@ from .callbacks import Callback
 from .ema import EMA
 from .launch import Ranks
 from .losses import METRICS, LossSettings, act_loss
-from .optim import OPTIMISERS, SignSGD
+from .optim import OPTIMISERS, MuonSettings, SignSGD
 from .replay import Replay
 from .schedule import learning_rate
 
@@ -31,7 +31,8 @@ class LearnSettings(Settings):
     optimiser: str = 'adam_atan2' # of the weights, from the registry
     lr: float = Field(1e-4, gt=0) # learning rate of the weights
     weight_decay: float = Field(1.0, ge=0) # decoupled decay of the weights, times lr
-    betas: tuple[float, float] = (0.9, 0.95) # decay of the optimiser's two means
+    betas: tuple[float, float] | None = None # decay of the optimiser's two means; none: its own, 0.9 and 0.95, for lion 0.9 and 0.99
+    muon: MuonSettings = MuonSettings() # of the matrices of the blocks, where the optimiser is muon
     start_from: str | None = None # checkpoint whose weights to begin with: a run, an official step_N, a Hub id, ...; none: random weights
     freeze_weights: bool = False # only the puzzles' rows learn
     puzzle_lr: float = Field(1e-4, ge=0) # how far a puzzle's row moves a step
@@ -39,6 +40,7 @@ class LearnSettings(Settings):
     warmup_steps: int = Field(2000, ge=0) # linear warm-up
     lr_min_ratio: float = Field(1.0, ge=0, le=1) # final over base rate, by a cosine; 1: constant
     ema: float | None = Field(0.999, gt=0, lt=1) # decay of the mean weights; none: evaluate and save the trained ones
+    ema_bias_correction: bool = False # leave the initial weights out of the mean
     loss: LossSettings = LossSettings() # how a step is graded
     fused: bool = True # Triton kernels and a CUDA graph of the step, where model and card allow: bfloat16, Hopper or newer
     compile: bool | None = None # torch.compile the recursion where it is not fused; none: on CUDA only
@@ -94,11 +96,12 @@ class Trainer:
         table = getattr(act.inner, 'puzzle_emb', None)
         if settings.freeze_weights and not table: raise UserError('learn.freeze_weights: the model has no puzzle table (puzzle_emb_ndim 0), nothing would learn')
         if settings.freeze_weights: act.requires_grad_(False)
-        weights = [p for p in act.parameters() if p.requires_grad]
-        self.gradients = flat_gradients(weights)
-        self.optimiser = OPTIMISERS[settings.optimiser](weights, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay) if weights else None
+        weights = {n: p for n, p in act.named_parameters() if p.requires_grad}
+        self.gradients = flat_gradients(weights.values())
+        self.optimiser = OPTIMISERS[settings.optimiser](weights.items(), settings) if weights else None
+        self.rates = [group['lr'] for group in self.optimiser.param_groups] if weights else []
         self.table_optimiser = table and SignSGD(table, settings.puzzle_lr, settings.puzzle_weight_decay)
-        self.ema = EMA(act, settings.ema) if weights and settings.ema else None
+        self.ema = EMA(act, settings.ema, settings.ema_bias_correction) if weights and settings.ema else None
         self.carries: list[Carry] | None = None
         self.sums = torch.zeros(len(METRICS) + 1, dtype=torch.float32 if ranks.device.type == 'mps' else torch.float64, device=ranks.device)
         self.step_number, self.graded, self.stop = 0, 0, False
@@ -121,7 +124,7 @@ class Trainer:
     def _set_rates(self):
         s = self.settings
         scale = learning_rate(self.step_number, 1.0, s.warmup_steps, s.steps, s.lr_min_ratio)
-        for group in self.optimiser.param_groups if self.optimiser else (): group['lr'] = s.lr * scale
+        for group, rate in zip(self.optimiser.param_groups if self.optimiser else (), self.rates): group['lr'] = rate * scale
         if self.table_optimiser: self.table_optimiser.lr = s.puzzle_lr * scale
         self.lr = s.lr * scale
 
@@ -141,7 +144,7 @@ class Trainer:
             self.ranks.sum_(self.gradients)
             self.optimiser.step()
         if self.table_optimiser: self.table_optimiser.step(*(self.ranks.gather(torch.cat(t)) for t in zip(*rows)))
-        if self.ema: self.ema.update()
+        if self.ema: self.ema.update(self.step_number)
 
     def step(self):
         "One optimiser step on the next batch."
