@@ -112,6 +112,20 @@ def test_acceleration_ends_with_its_block(act):
     assert act.inner.recur == recur
 
 
+def test_weights_are_cast_once_and_come_back(act, batch):
+    act.settings.forward_dtype, own = 'bfloat16', {n: (p, p.data_ptr()) for n, p in act.named_parameters()}
+    try:
+        plain = solve_until(act, batch['inputs'], batch['puzzle_identifiers'])
+        with torch.inference_mode(), accelerated(act):
+            assert act.inner.lm_head.weight.dtype == torch.bfloat16
+            fast = solve_until(act, batch['inputs'], batch['puzzle_identifiers'])
+            with accelerated(act) as inside: assert inside == 'plain'                      # a second user finds it done
+            assert act.inner.lm_head.weight.dtype == torch.bfloat16
+    finally: act.settings.forward_dtype = 'auto'
+    assert (fast.tokens == plain.tokens).all() and (fast.steps == plain.steps).all() and (fast.confidence == plain.confidence).all()
+    assert all(p.dtype == torch.float32 and p.data_ptr() == own[n][1] and p is own[n][0] for n, p in act.named_parameters())
+
+
 @pytest.mark.slow
 def test_compiled_once_for_all_sizes(act, batch, plain):
     torch._dynamo.reset()

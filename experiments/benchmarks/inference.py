@@ -2,7 +2,7 @@
 
 With --checkpoint the model is a trained one, and early exit stops its puzzles where it would stop; --data names a dataset folder or a CSV
 file. A preset alone has random weights, which never halt: then only the first table tells something. Ways: `plain` is the model
-as it is, `fast` what Solver and trm eval do on a GPU (fused kernels, else compiled), `compiled` torch.compile on any device.
+as it is, `fast` what trm eval does (on a GPU fused kernels, else compiled; weights cast once), `compiled` torch.compile on any device.
 
 examples:
   PYTHONPATH=. python3 experiments/benchmarks/inference.py --checkpoint runs/demo --data data/demo
@@ -33,7 +33,7 @@ def arguments():
     p.add_argument('--batch', type=c.numbers, default=[1, 16, 64], metavar='N,M', help='puzzles at once')
     p.add_argument('--steps', type=int, help="ACT steps at most (default: the model's)")
     p.add_argument('--dtype', type=c.words, default=['auto'], metavar='A,B', help='auto, float32, bfloat16')
-    p.add_argument('--ways', type=c.words, metavar='A,B', help='plain, fast, compiled (default: fast on CUDA, else plain)')
+    p.add_argument('--ways', type=c.words, metavar='A,B', help='plain, fast, compiled (default: fast)')
     p.add_argument('--threads', type=int, help='CPU threads')
     p.add_argument('--repeats', type=int, default=5, help='timed repetitions of an ACT step')
     return check(p.parse_args())
@@ -128,7 +128,7 @@ def main():
     puzzles, labels, kind = the_puzzles(a, act, device)
     for dtype in a.dtype:
         act.settings.forward_dtype = pick_dtype(dtype, device, act.settings.hidden_size)
-        for way in a.ways or ['fast' if device.type == 'cuda' else 'plain']:
+        for way in a.ways or ['fast']:
             with Way(act, way) as how:
                 about = dict(dtype=str(act.inner.dtype).removeprefix('torch.'), how=how)
                 tables[0].extend(about | step_row(act, puzzles, b, device, a) for b in a.batch)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from .act import ACT, Outputs
 from .fused import fuse
-from .layers import Stack
+from .layers import Linear, Stack
 
 # %% ../../nbs/02_models/05_halting.ipynb #c006
 class Solved(NamedTuple):
@@ -187,22 +187,31 @@ def for_any_batch(
     return run
 
 def _has_own(inner): # does somebody run this model in a way of their own?
-    return 'recur' in vars(inner) or any('forward' in vars(m) for m in inner.modules() if isinstance(m, Stack))
+    return inner.lm_head.weight.dtype != torch.float32 or 'recur' in vars(inner) or any('forward' in vars(m) for m in inner.modules() if isinstance(m, Stack))
+
+def _cast_once(inner):
+    "Cast the weights of all linear maps; returns them with what they were."
+    weights = [p for m in inner.modules() if isinstance(m, Linear) for p in m.parameters()]
+    kept = [(p, p.data) for p in weights]
+    with torch.inference_mode(False):
+        for p in weights: p.data = p.data.to(inner.dtype)
+    return kept
 
 @contextmanager
 def accelerated(
     act:ACT, # a model, in evaluation mode
     compile:bool|None=None, # compile the recursion where it cannot be fused; None: on CUDA
 ):
-    "Within the block the model runs as fast as we know how; yields 'fused', 'compiled' or 'plain'."
-    inner, device = act.inner, act.inner.lm_head.weight.device
-    wanted = device.type == 'cuda' if compile is None else compile
-    if device.type != 'cuda' and not wanted or _has_own(inner):
+    "Within the block the model runs as fast as we know how, and is not to be trained; yields 'fused', 'compiled' or 'plain'."
+    inner, cuda = act.inner, act.inner.lm_head.weight.device.type == 'cuda'
+    if _has_own(inner):
         yield 'plain'
         return
-    how = 'fused' if fuse(inner) else 'compiled' if wanted else 'plain'
+    how = 'fused' if cuda and fuse(inner) else 'compiled' if (cuda if compile is None else compile) else 'plain'
+    kept = _cast_once(inner) if how != 'fused' and inner.dtype != torch.float32 else []
     if how == 'compiled': inner.recur = for_any_batch(inner.recur)
     try: yield how
     finally:
+        for p, data in kept: p.data = data
         vars(inner).pop('recur', None)
         for m in inner.modules(): vars(m).pop('forward', None) if isinstance(m, Stack) else None
