@@ -1,6 +1,5 @@
 """Telemetry as sinks keep it: a real wandb log, TensorBoard's events and trackio's database, read back."""
 import importlib.util, io, json, os, signal, subprocess, sys, time
-from collections import Counter
 import numpy as np
 import pytest
 import torch
@@ -303,10 +302,13 @@ def test_trackio(configure):
     prepare(config)
     done = subprocess.run([sys.executable, '-m', 'trm_nb.run', str(config.folder)], capture_output=True, text=True, timeout=300, env=os.environ | dict(TRACKIO_SPACE_ID='someone/else', HF_HUB_OFFLINE='1'))
     assert done.returncode == 0 and 'training goes on' not in done.stderr, done.stderr[-2000:]
-    code = ("import trackio, json\napi = trackio.Api()\nrun, = api.runs('trm_nb')\n"
-            "print(json.dumps(dict(name=run.name, rows=[[r.get('step'), sorted(r)] for r in run.history()])))")
+    code = ("import json, trackio\nfrom trackio.sqlite_storage import SQLiteStorage\nrun, = trackio.Api().runs('trm_nb')\n"
+            "print(json.dumps(dict(name=run.name, config=run.config, rows=SQLiteStorage.get_logs('trm_nb', run.name), artifacts=sorted(a['name'] for a in SQLiteStorage.get_artifacts('trm_nb'))), default=str))")
     said = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120, env=os.environ | dict(TRACKIO_DIR=str(config.folder/'trackio')))
     assert said.returncode == 0, said.stderr[-2000:]
     found = json.loads(said.stdout.splitlines()[-1])
-    assert found['name'].startswith('tracked-') and Counter(s for s, names in found['rows'] if 'train/loss' in names) == {5: 1, 10: 1, 15: 1, 20: 1}
-    assert any('eval/ACT_steps' in names and 'charts/by_cell' in names for _, names in found['rows'])
+    rows = {r['step']: r for r in found['rows']}
+    own = {r['step']: r['loss'] for r in map(json.loads, (config.folder/'metrics.jsonl').read_text().splitlines()) if r['kind'] == 'train'}
+    assert {s: r['train/loss'] for s, r in rows.items() if 'train/loss' in r} == pytest.approx(own) and len(found['rows']) == len(rows)
+    assert rows[20]['eval/ACT_steps']['_type'] == 'trackio.histogram' and rows[20]['charts/by_cell']['_type'] == 'trackio.image' and found['config']['learn']['steps'] == 20
+    assert found['name'].startswith('tracked-') and len(found['artifacts']) == 2 and found['artifacts'][0].startswith('tracked-step_10-')

@@ -443,7 +443,7 @@ def save_evaluation(
     write_json(Path(folder)/'evaluation.json', numbers)
 
 def eval_command(
-    checkpoint:Annotated[str, typer.Argument(help='Run folder, checkpoint, shipped name or Hub id.')],
+    checkpoint:Annotated[str, typer.Argument(help='Run folder, checkpoint, shipped name or Hub id; if left out, TRM_CHECKPOINT_PATH.', envvar='TRM_CHECKPOINT_PATH', show_envvar=False)],
     data:Annotated[str, typer.Option(metavar='DIR|FILE.csv', help='Dataset folder, or CSV file.')],
     split:Annotated[str, typer.Option(help='Split of a dataset folder.')]='test',
     steps:Annotated[int, typer.Option(min=1, help='ACT steps.', show_default="the model's halt_max_steps")]=None,

@@ -33,7 +33,7 @@ def _parts(act):
     levels = [(n, m) for n, m in inner.named_children() if n.endswith('_level')]
     blocks = '\n'.join(f"{n}: {len(m.layers)} x {type(m.layers[0]).__name__}, {sum(p.numel() for p in m.parameters()):,}" for n, m in levels)
     cycles = f'{len(inner.schedule())} updates of {", ".join(inner.latent_names[:3])}' + ', ...' * (len(inner.latent_names) > 3)
-    return [('puzzle', f'{shape.seq_len} cells\n{shape.vocab_size} tokens', COLOURS['paper']), ('embedding', f'width {s.hidden_size}\n{s.prefix} prefix positions', COLOURS['given']),
+    return [('puzzle', f'{shape.seq_len} cells\n{shape.vocab_size} tokens', COLOURS['paper']), ('embedding', f'width {s.hidden_size}\n{s.prefix} prefix position' + 's' * (s.prefix != 1), COLOURS['given']),
             ('recursion', f'{cycles}\n{blocks}\nup to {s.halt_max_steps} ACT steps', COLOURS['changed']), ('heads', 'lm_head: answer\nq_head: halt?', COLOURS['given']), ('answer', f'{shape.seq_len} cells\nq_halt', COLOURS['paper'])]
 
 def draw_architecture(

@@ -237,6 +237,7 @@ class TensorBoardSink(Sink):
         except ImportError: raise MissingExtra('tensorboard', 'tensorboard') from None
         super().__init__(run)
         self.writer = SummaryWriter(str(run.folder/'tensorboard'), purge_step=run.step + 1 if run.step else None)
+        say(f'tensorboard --logdir {run.folder}/tensorboard')
         if not run.step: self._text('config', f'```json\n{json.dumps(run.config, indent=1, default=str)}\n```', 0)
 
     def _text(self, name, text, step): self.writer.add_text(name, text, step)
@@ -286,6 +287,7 @@ class TrackioSink(Sink):
         super().__init__(run)
         self.trackio = _import_trackio(run.folder)
         with contextlib.redirect_stdout(io.StringIO()): self.handle = self.trackio.init(project=run.project, name=f'{run.name}-{run.id}', config=run.config, resume='allow', embed=False, auto_log_gpu=False, auto_log_cpu=False)
+        say(f'TRACKIO_DIR={run.folder}/trackio trackio show')
 
     def _value(self, name, value):
         "A value as trackio wants it; of several pictures each gets a name."
