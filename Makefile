@@ -32,6 +32,8 @@ test: $(READY) ## notebooks and library in step, nbdev_test, pytest with coverag
 test-all: $(READY) docs-check ## the slow tier: every page, slow cells and slow tests
 	@echo "== system packages"
 	@sh tests/tooling/system_packages.sh
+	@echo "== packages of the slow tier"
+	@.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,wandb,arc,serve,slow]'
 	@echo "== slow cells"
 	@grep -rlE '"#\| *slow' nbs --include '*.ipynb' | $(RUN) $(PACE) xargs -r -n 1 nbdev_test --n_workers 0 --flags slow --path
 	@echo "== slow tests"
