@@ -380,7 +380,7 @@ def publish_model_command(
 
         trm publish model runs/demo me/sudoku-trm --dataset me/sudoku-6x6 --extra notes.md
 
-        trm solve me/sudoku-trm 1...........5.....3.6....4.......2.6
+        trm publish model runs/demo --checkpoint last --license mit
     """
     repo, settings = check_repo(repo, 'HUGGINGFACE_MODEL_REPO'), options(private, create, include, ignore, extra, card, license, message)
     if not dry_run: need_token()
