@@ -169,6 +169,7 @@ def fresh(
     torch._dynamo.reset()
     gc.collect()
     if device.type == 'cuda':
+        torch.cuda.init()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 

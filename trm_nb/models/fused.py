@@ -24,13 +24,13 @@ class Cast:
 
     def refresh(self):
         "Make the copies anew, at the same addresses."
-        with torch.no_grad(): new = [t.contiguous() for t in self.make(*(w.to(torch.bfloat16) for w in self.weights))]
+        with torch.inference_mode(False), torch.no_grad(): new = [t.contiguous() for t in self.make(*(w.to(torch.bfloat16) for w in self.weights))]
         if self.copies is None or self.copies[0].device != new[0].device: self.copies = new
         else: torch._foreach_copy_(self.copies, new)
 
     def __call__(self)->list[Tensor]:
         "The copies, of the weights as they are now."
-        key = [(w.data_ptr(), w._version) for w in self.weights]
+        key = [(w.data_ptr(), None if w.is_inference() else w._version) for w in self.weights]
         if key != self.key: self.refresh()
         self.key = key
         return self.copies
