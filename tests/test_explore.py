@@ -1,20 +1,24 @@
 """Solving, tracing and drawing by a model whose answers are known, and by a real one with random weights."""
 from dataclasses import replace
 import json
+import sys
 import numpy as np
 import pytest
 import torch
 import typer
 from fake_model import KnownAnswers
-from trm_nb.data.basics import UserError
+from trm_nb.data.basics import MissingExtra, UserError
 from trm_nb.data.format import PUZZLES, Puzzle
 from trm_nb.evaluate.figures import COLOURS, Picture
+from trm_nb.explore import analyse, movie, probe
 from trm_nb.explore.draw import LOOKS, Look, draw_curves, draw_film, draw_grid, draw_halting, grid_text, look_of, marks
-from trm_nb.explore.solver import Solver, solve_command
+from trm_nb.explore import record as recording_module
+from trm_nb.explore.solver import Solver, several, solve_command
 from trm_nb.explore.trace import AXES, Trace
-from trm_nb.models.act import PuzzleShape
+from trm_nb.explore.record import one_batch
+from trm_nb.models.act import PuzzleShape, ponder
 from trm_nb.models.pretrained import save_pretrained
-from trm_nb.models.zoo import build_model
+from trm_nb.models.zoo import MODELS, build_model
 
 SOLUTION = np.array([2, 3, 4, 5, 4, 5, 2, 3, 3, 2, 5, 4, 5, 4, 3, 2])
 TEXT = '1234341221434321'
@@ -210,3 +214,316 @@ def test_text_and_unknown_looks():
     with pytest.raises(UserError, match="did you mean 'sudoku'"): look_of('sudku')
     overwritten, kept = (marks(LOOKS['maze'], np.full(900, t), np.full(900, 1)) for t in (2, 1))
     assert overwritten.wrong.all() and not overwritten.given.any() and kept.given.all() and not kept.wrong.any()
+
+
+# traces: what is recorded is what happens
+
+@pytest.fixture
+def latents():
+    """Runs a model by hand: the latent written by each update, and the latents before the first."""
+    def run(solver, tokens, steps=None):
+        found, start = [], solver.act.inner.start(len(tokens))
+        for _ in ponder(solver.act, one_batch(tokens, 'cpu'), steps, lambda u, z: found.append((u.latent, z[u.latent].detach()))): pass
+        return found, {k: v.detach() for k, v in start.items()}
+    return run
+
+
+def small(name='trm', **settings):
+    act = build_model(dict(name=name, hidden_size=32, num_heads=2, H_cycles=2, L_cycles=2, L_layers=1, puzzle_emb_ndim=0, puzzle_emb_len=1, halt_max_steps=3) | settings, PuzzleShape(6, 16), seed=2)
+    torch.nn.init.normal_(act.inner.q_head.weight, std=.3)
+    return Solver(act, PUZZLES['sudoku-4x4'], name)
+
+
+@pytest.mark.parametrize('name', sorted(MODELS))
+def test_every_architecture_traces_as_it_solves(name):
+    solver, grids = small(name), list(puzzles(5) - 1)
+    trace, answers = solver.trace(grids, [TEXT] * 5, batch_size=2), solver.solve_many(grids, early_exit=False, progress=False)
+    assert (trace.answers[:, -1] == [a.tokens for a in answers]).all()
+    np.testing.assert_allclose(trace.q_halt, [a.q_halt for a in answers], atol=1e-5)
+    assert trace.latents == tuple(solver.act.inner.latent_names) and trace.schedule == tuple(map(tuple, solver.act.inner.schedule()))
+    answering = trace.of(trace.readout)
+    assert (trace.inner_answers[:, answering[-1]] == trace.answers[:, -1]).all()
+
+
+def test_bfloat16_traces_as_it_solves():
+    solver, grids = small(forward_dtype='bfloat16'), list(puzzles(3) - 1)
+    trace = solver.trace(grids, [TEXT] * 3, states=[1], mixing=[2])
+    assert (trace.answers[:, -1] == [a.tokens for a in solver.solve_many(grids, early_exit=False, progress=False)]).all()
+    assert np.isfinite(trace.path).all() and np.isfinite(trace.move).all()
+    assert probe.influence(solver, grids[0], 1).text and probe.branches(solver, grids[0], runs=3).text and probe.landscape(solver, grids[0], size=2).text
+
+
+def test_inner_numbers_by_hand(real, latents):
+    tokens = puzzles(3)
+    trace = real.trace(list(tokens - 1), [TEXT] * 3, states=True)
+    found, before = latents(real, tokens)
+    assert trace.updates == len(found) == 4 * 6
+    moved = {}
+    for i, (name, z) in enumerate(found):
+        p = real.act.inner.heads(z)[0].detach().softmax(-1)
+        assert (trace.inner_answers[:, i] == p.argmax(-1).numpy()).all() and trace.latents[trace.index[i, 3]] == name
+        np.testing.assert_allclose(trace.decode('inner_confidence')[:, i], p.amax(-1), atol=.5 / 255 + 1e-5)
+        np.testing.assert_allclose(trace.decode('inner_entropy')[:, i], -(p * p.log2()).sum(-1), atol=.5 / 255 * np.log2(6) + 1e-5)
+        np.testing.assert_allclose(trace.inner_loss[:, i], -p[:, range(16), SOLUTION].log().mean(1), rtol=1e-4)
+        step = z - before[name]
+        np.testing.assert_allclose(trace.decode('inner_change')[:, i], step[:, 1:].square().mean(-1).sqrt(), rtol=.04)
+        np.testing.assert_allclose(trace.move[:, i], step.square().mean((1, 2)).sqrt(), rtol=1e-4)
+        if name in moved: np.testing.assert_allclose(trace.turn[:, i], torch.cosine_similarity(step.flatten(1), moved[name].flatten(1)), atol=1e-4)
+        else: assert np.isnan(trace.turn[:, i]).all()
+        np.testing.assert_allclose(trace.path[:, i], trace.path_basis.project(z[:, 1:].mean(1)), atol=2e-3)
+        np.testing.assert_allclose(trace.decode('cell_path')[:, i], trace.cell_basis.project(z[:, 1:]), atol=5e-3)
+        np.testing.assert_allclose(trace.states[:, i].astype(np.float32), z[:, 1:], atol=2e-3)
+        moved[name], before[name] = step, z
+    cells = trace.states.reshape(-1, 32).astype(np.float64)
+    values = np.linalg.eigvalsh(np.cov(cells.T, bias=True))[::-1]
+    np.testing.assert_allclose(trace.cell_basis.explained, values[:3] / values.sum(), rtol=1e-3)
+
+
+def test_batches_streams_and_lent_components_agree(real, monkeypatch):
+    grids = list(puzzles(7) - 1)
+    whole, parts, one = real.trace(grids, batch_size=7), real.trace(grids, batch_size=3), real.trace(grids[2])
+    monkeypatch.setattr(recording_module, 'HOLD', 0)
+    streamed, lent = real.trace(grids, batch_size=3), real.trace(grids[2], like=whole)
+    for other in (parts, streamed):
+        assert (other.inner_answers == whole.inner_answers).all()
+        np.testing.assert_allclose(other.path, whole.path, atol=1e-3)
+        assert np.abs(other.cell_path.astype(int) - whole.cell_path).max() <= 8
+    np.testing.assert_allclose(lent.path, whole.path[2], atol=1e-3)
+    assert one.cell_basis.explained.sum() > lent.cell_basis.explained.sum() - 1e-6       # its own components hold more of one puzzle
+    assert (one.inner_entropy == whole[2].inner_entropy).all()
+    monkeypatch.setattr(recording_module, 'PILOTS', 2)
+    assert real.trace(grids).path.shape == whole.path.shape and real.trace(grids, cells=False).cell_path is None
+
+
+def test_nothing_large_is_held_when_streaming(real, monkeypatch):
+    monkeypatch.setattr(recording_module, 'HOLD', 0)
+    kept = []
+    assemble = recording_module.Recorder.arrays
+    monkeypatch.setattr(recording_module.Recorder, 'arrays', lambda self, *a: kept.append({k for d in self.done for k in d}) or assemble(self, *a))
+    real.trace(list(puzzles(5) - 1), batch_size=2)
+    assert kept and not any({'held', 'mean'} & k for k in kept)
+
+
+def test_frames_and_cancelling(real):
+    grid, seen = puzzles(2)[1] - 1, []
+    frames = list(real.trace_steps(grid, TEXT))
+    assert [f.trace().steps for f in frames] == [1, 2, 3, 4] and [f.done for f in frames] == [.25, .5, .75, 1]
+    last, whole = frames[-1].trace(), real.trace(grid, TEXT)
+    assert (last.cell_path == whole.cell_path).all() and not last.many
+    stopped = real.trace(grid, on_frame=lambda f: seen.append(f.step) or f.step < 2)
+    assert stopped.steps == 2 and seen == [1, 2] and (stopped.answers == whole.answers[:2]).all()
+    steps = real.trace_steps(grid, mixing=True)
+    next(steps), steps.close()
+    assert not any(m._forward_pre_hooks for m in real.act.modules())                     # left early, nothing stays behind
+
+
+def test_who_reads_whom(real):
+    trace = real.trace(puzzles(2)[1] - 1, mixing=[2], states=True)
+    assert trace.mixing.shape == (6 * 2, 2, 16, 16) and trace.mixing_at[:, 0].tolist() == [u for u in range(6, 12) for _ in range(2)]
+    z = real.act.inner.start(1)
+    x = real.act.inner.embed(torch.as_tensor(puzzles(2)[1][None]), torch.zeros(1, 0))
+    for u in real.act.inner.schedule(): z = z | {u.latent: real.act.inner.update(z, x, u)}
+    block = real.act.inner.L_level.layers[0]
+    seen = []
+    hook = block.self_attn.register_forward_pre_hook(lambda m, a: seen.append(a))
+    real.act.inner.update(z, x, real.act.inner.schedule()[0]), hook.remove()
+    weights = recording_module.attention_weights(block.self_attn, *seen[0])
+    assert weights.sum(-1).detach().numpy() == pytest.approx(1, abs=1e-5)
+    np.testing.assert_allclose(trace.mixing[0].astype(np.float32), weights[0, :, 1:, 1:].detach(), atol=1e-3)
+
+
+@pytest.mark.parametrize('given, many', [(TEXT, False), ([TEXT], True), ([[0] * 4] * 4, False), ([[[0] * 4] * 4], True), (list(TEXT), False), (['1234'] * 4, False), (np.zeros((3, 4, 4)), True), (np.zeros((4, 4)), False), (np.zeros((3, 16)), True), (np.zeros(16), False), ([[0] * 16] * 2, True)])
+def test_one_or_several(given, many): assert several(given, PUZZLES['sudoku-4x4']) == many
+
+
+@pytest.mark.slow
+def test_size_of_a_trace():
+    """336 updates of a 9x9 puzzle take 0.33 MB, 1,000 of them less than 1 GB (the width of the model matters to the components only)."""
+    act = build_model(dict(name='trm', mlp_t=True, hidden_size=16, num_heads=2, L_layers=1, puzzle_emb_ndim=0), PuzzleShape(11, 81))
+    trace = Solver(act, PUZZLES['sudoku']).trace('.' * 81, '1' * 81)
+    assert trace.updates == 336 and trace.nbytes < 330_000 and 1000 * trace.nbytes < 1e9
+    assert trace.drop('cell_path', 'inner_answers', 'inner_confidence', 'inner_entropy', 'inner_change').nbytes < 30_000
+
+
+@pytest.mark.slow
+def test_a_thousand_puzzles_are_under_a_gigabyte(tmp_path):
+    import resource
+    act = build_model(dict(name='trm', mlp_t=True, hidden_size=64, num_heads=2, L_layers=1, puzzle_emb_ndim=0), PuzzleShape(11, 81))
+    solver, rng = Solver(act, PUZZLES['sudoku']), np.random.default_rng(0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    trace = solver.trace(rng.integers(0, 10, (1000, 81)), batch_size=50)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    assert len(trace) == 1000 and trace.nbytes < 1e9 and grown < 2e9                    # held latents would be 3.5 GB
+    trace.save(tmp_path/'many.npz')
+    assert (tmp_path/'many.npz').stat().st_size < 1e9
+
+
+# analyses: numbers against the same number computed another way
+
+@pytest.fixture(scope='module')
+def model(): return small(L_layers=2, halt_max_steps=4)
+
+
+@pytest.fixture(scope='module')
+def many(model): return model.trace(list(puzzles(6) - 1), [TEXT] * 6)
+
+
+def by_hand(solver, tokens, steps=None): return [(out.logits.argmax(-1).numpy(), {k: v.numpy() for k, v in out.latents.items()}, out.q_halt.numpy()) for _, out in ponder(solver.act, one_batch(tokens, 'cpu'), steps)]
+
+
+def test_film(model, many, latents):
+    found, _ = latents(model, puzzles(6))
+    decoded = [(n, model.act.inner.heads(z)[0].argmax(-1).detach().numpy()) for n, z in found]
+    flips, last = [], {}
+    for name, a in decoded:
+        flips.append((a != last[name]).sum() / 6 if name in last else 0)
+        last[name] = a
+    numbers = analyse.film(many).numbers
+    assert numbers.flips.tolist() == pytest.approx(flips)
+    assert numbers.agree.tolist() == pytest.approx([(a == decoded[-1][1]).mean() for _, a in decoded])
+    assert numbers.wrong.tolist() == pytest.approx([(a != SOLUTION).sum() / 6 for _, a in decoded])
+
+
+def test_aha(solver):
+    """Known answers: solved at 1, 3 and 4 of four steps."""
+    found = analyse.aha(solver.trace(list(puzzles(3) - 1), [TEXT] * 3))
+    assert found.numbers.stable.tolist() == [1, 0, 1, 1] and found.numbers.right.tolist() == pytest.approx([1 / 3, 1 / 3, 2 / 3, 1])
+    assert found.numbers.wrong.tolist() == pytest.approx([5 / 3, 5 / 3, 1, 0]) and '3 of 3 right for good' in found.text
+    right, wrong = (-np.log(np.exp(a) / (np.exp(8) + 5)) for a in (8, 0))
+    assert found.numbers.loss[0] == pytest.approx(np.mean([right, right + 2 / 16 * (wrong - right), right + 3 / 16 * (wrong - right)]), rel=1e-4)
+
+
+def test_orbit_and_settle(model, many):
+    steps = by_hand(model, puzzles(6))
+    way = np.stack([many.path_basis.project(z['z_H'][:, 1:].mean(1)) for _, z, _ in steps], 1)
+    numbers = analyse.orbit(many).numbers.query("latent == 'z_H'")
+    assert numbers.length.tolist() == pytest.approx(np.linalg.norm(np.diff(way, axis=1), axis=-1).sum(1), abs=5e-3)
+    assert numbers.distance.tolist() == pytest.approx(np.linalg.norm(way[:, -1] - way[:, 0], axis=-1), abs=5e-3)
+    change = [np.linalg.norm((steps[3][1]['z_L'] - steps[2][1]['z_L']).reshape(6, -1), axis=1) / np.linalg.norm(steps[3][1]['z_L'].reshape(6, -1), axis=1)]
+    row = analyse.settle(many).numbers.query("latent == 'z_L' and step == 4").iloc[0]
+    assert (row.low, row['median'], row.high) == pytest.approx(tuple(np.quantile(change, [.1, .5, .9])), rel=1e-3)
+
+
+def test_outcomes(solver):
+    trace = solver.trace(list(puzzles(3) - 1), [TEXT] * 3, steps=3)
+    numbers = analyse.outcomes(trace, threshold=trace.latent_change[:, -1, 0].mean()).numbers.set_index(['settled', 'right'])
+    still, right = trace.latent_change[:, -1, 0] < trace.latent_change[:, -1, 0].mean(), np.array([True, True, False])
+    for s in (True, False):
+        for r in (True, False): assert numbers.puzzles[s, r] == (((still == s) & (right == r)).sum())
+    assert analyse.outcomes(trace, threshold=99).numbers.q_halt.tolist()[:2] == pytest.approx([np.median([2.5, .5]), 1.5])
+
+
+def test_geometry(model, many, latents):
+    found, z = latents(model, puzzles(6))
+    moved, cosines = {}, {}
+    for i, (name, new) in enumerate(found):
+        step = (new - z[name]).flatten(1)
+        if name in moved: cosines.setdefault((name, many.index[i, 2], many.index[i, 1] == 0), []).append(torch.cosine_similarity(step, moved[name]).mean().item())
+        z[name], moved[name] = new, step
+    numbers = analyse.geometry(many).numbers.set_index(['latent', 'kind']).cosine
+    assert numbers['z_L', 'within a cycle'] == pytest.approx(np.mean(cosines['z_L', 1, True] + cosines['z_L', 1, False]), abs=1e-4)
+    assert numbers['z_L', 'across cycles'] == pytest.approx(np.mean(cosines['z_L', 0, False]), abs=1e-4)
+    assert numbers['z_L', 'across steps'] == pytest.approx(np.mean(cosines['z_L', 0, True]), abs=1e-4)
+
+
+def test_lens(model, latents):
+    found, _ = latents(model, puzzles(3)[2:])
+    p = torch.stack([model.act.inner.heads(z)[0][0].detach().softmax(-1) for _, z in found]).numpy()
+    a = probe.lens(model, puzzles(3)[2] - 1, TEXT)
+    assert a.numbers.entropy.tolist() == pytest.approx(-(p * np.log2(p)).sum(-1).mean(1), rel=1e-4)
+    assert a.numbers['rank'].tolist() == pytest.approx((p > p[:, range(16), SOLUTION][..., None]).sum(-1).mean(1) + 1)
+    assert a.numbers.kl.tolist() == pytest.approx((p[-1] * np.log2(p[-1] / p)).sum(-1).mean(1), abs=1e-4)
+    both = a.compare(probe.lens(model, puzzles(3)[1] - 1, TEXT))
+    assert both.numbers['entropy difference'].tolist() == pytest.approx((both.numbers['entropy (second)'] - both.numbers['entropy (first)']).tolist())
+
+
+def test_landscape(model):
+    a = probe.landscape(model, puzzles(3)[2] - 1, TEXT, size=3, reach=2., step=2)
+    basis, steps = model.trace(puzzles(3)[2] - 1).cell_basis, by_hand(model, puzzles(3)[2:], 3)
+    z = {k: torch.as_tensor(v) for k, v in steps[1][1].items()}
+    pushed = z | {'z_H': z['z_H'] + torch.cat([torch.zeros(1, 32), torch.as_tensor(2 * basis.components[1] - 2 * basis.components[0]).expand(16, -1)])}
+    answer = model.act.inner.heads(pushed['z_H'])[0].argmax(-1).numpy()
+    corner = a.numbers.sort_values(['b', 'a']).iloc[6]                                   # -2 along the first, +2 along the second
+    assert corner.bad == model.puzzle.conflicts(puzzles(3)[2:], answer)[0]
+    x = model.act.inner.embed(torch.as_tensor(puzzles(3)[2:]), torch.zeros(1, 0))
+    after = basis.project(model.act.inner.recur(pushed, x)['z_H'][0, 1:].mean(0).detach())
+    assert (corner.a + corner.da, corner.b + corner.db) == pytest.approx(tuple(after[:2]), abs=1e-2)
+
+
+def test_fixed_point(model):
+    a = probe.fixed_point(model, puzzles(3)[2] - 1, TEXT, steps=3, blanks=2)
+    rows = a.numbers.set_index(['experiment', 'step'])
+    assert [rows.wrong['extended run', s] for s in (1, 2, 3)] == [(x != SOLUTION).sum() for x, _, _ in by_hand(model, puzzles(3)[2:], 3)]
+    ends = [np.where(np.arange(16) == i, 1, SOLUTION) for i in (0, 15)]
+    assert [rows.wrong['one blank', s] for s in (1, 2, 3)] == [(x != SOLUTION).sum() / 2 for x, _, _ in by_hand(model, np.stack(ends), 3)]
+    z = {k: torch.as_tensor(v) for k, v in by_hand(model, SOLUTION[None])[-1][1].items()}
+    x = model.act.inner.embed(torch.as_tensor(puzzles(3)[2:]), torch.zeros(1, 0))
+    assert rows.wrong['from the solution', 1] == (model.act.inner.heads(model.act.inner.recur(z, x)['z_H'])[0].argmax(-1).numpy() != SOLUTION).sum()
+
+
+def test_branches(model):
+    answers, _, q = by_hand(model, puzzles(3)[2:])[-1]
+    quiet, noisy, again = (probe.branches(model, puzzles(3)[2] - 1, TEXT, runs=5, noise=n, seed=s).numbers for n, s in ((0, 0), (1., 3), (1., 3)))
+    assert quiet.runs.tolist() == [5] and quiet.q_halt[0] == pytest.approx(q[0], abs=1e-4) and quiet.wrong[0] == (answers != SOLUTION).sum()
+    assert noisy.equals(again) and len(noisy) > 1 and noisy.runs.sum() == 5 and noisy.q_halt.is_monotonic_decreasing
+    assert noisy.wrong[noisy.undisturbed].item() == quiet.wrong[0]
+
+
+def test_influence(model):
+    steps = by_hand(model, puzzles(3)[2:], 2)
+    z, start = {k: torch.as_tensor(v).clone() for k, v in steps[0][1].items()}, model.act.inner.start(1)
+    x = model.act.inner.embed(torch.as_tensor(puzzles(3)[2:]), torch.zeros(1, 0))
+    p = lambda z: model.act.inner.heads(model.act.inner.recur(z, x)['z_H'])[0][0].softmax(-1).detach().numpy()
+    plain = p(z)
+    for k in z: z[k][:, 1 + 6] = start[k][:, 1 + 6].detach()
+    effect = np.abs(p(z) - plain).sum(-1) / 2
+    assert probe.influence(model, puzzles(3)[2] - 1, (1, 2)).numbers.effect.tolist() == pytest.approx(effect, abs=1e-4)
+    every = probe.influence(model, puzzles(3)[2] - 1, batch_size=5).numbers
+    assert every.effect[every.patched == 6].tolist() == pytest.approx(effect, abs=1e-4) and len(every) == 256
+    assert probe.distances(Puzzle('p', (2, 3), 3))[0].tolist() == [0, 1, 2, 1, 2, 3]
+
+
+def test_freeze(model):
+    a = probe.freeze(model, list(puzzles(3) - 1), [TEXT] * 3, steps=2).numbers.set_index(['condition', 'step'])
+    x = model.act.inner.embed(torch.as_tensor(puzzles(3)), torch.zeros(3, 0))
+    z = model.act.inner.start(3)
+    for _ in range(2):
+        for u in model.act.inner.schedule():
+            if u.latent == 'z_H': z = z | {'z_H': model.act.inner.update(z, x, u)}
+    held = (model.act.inner.heads(z['z_H'])[0].argmax(-1).numpy() == SOLUTION).mean()
+    assert a.cells['z_L held', 2] == pytest.approx(held)
+    assert a.cells['as it is', 2] == pytest.approx((by_hand(model, puzzles(3), 2)[1][0] == SOLUTION).mean())
+    assert (a.cells['z_H fresh each step', 1], a.cells['z_H held', 1]) == pytest.approx((a.cells['as it is', 1], (model.act.inner.heads(model.act.inner.start(3)['z_H'])[0].argmax(-1).numpy() == SOLUTION).mean()))
+
+
+@pytest.mark.parametrize('name', [n if n == 'trm_hier6' else pytest.param(n, marks=pytest.mark.slow) for n in sorted(MODELS)])
+def test_analyses_of_every_architecture(name):
+    """All of them run and draw, whatever the latents are called."""
+    solver = small(name)
+    traces = solver.trace(list(puzzles(4) - 1), [TEXT] * 4)
+    found = [f(traces) for f in (analyse.film, analyse.aha, analyse.orbit, analyse.settle, analyse.outcomes, analyse.geometry)]
+    grid = puzzles(3)[2] - 1
+    found += [probe.lens(solver, grid), probe.landscape(solver, grid, size=2), probe.fixed_point(solver, grid, TEXT, 2), probe.branches(solver, grid, runs=3), probe.influence(solver, grid, 1), probe.freeze(solver, grid, TEXT)]
+    for a in found: assert len(a.numbers) and a.text and a.plot().png().startswith(b'\x89PNG')
+
+
+# movies
+
+def test_movie(real, tmp_path, monkeypatch):
+    from PIL import Image
+    trace = real.trace(puzzles(2)[1] - 1, TEXT)
+    film = Image.open(trace.save_movie(tmp_path/'a.gif'))
+    assert film.n_frames == 4 and len({film.seek(i) or film.size for i in range(4)}) == 1
+    film.seek(3)
+    assert film.info['duration'] == 2000
+    monkeypatch.setitem(sys.modules, 'imageio_ffmpeg', None)
+    with pytest.raises(MissingExtra, match=r'trm_nb\[video\]'): trace.save_movie(tmp_path/'a.mp4')
+    assert not (tmp_path/'a.mp4').exists()
+    with pytest.raises(UserError, match='.gif or an .mp4'): trace.save_movie(tmp_path/'a.avi')
+
+
+def test_movie_as_mp4(real, tmp_path):
+    reader = pytest.importorskip('imageio_ffmpeg')
+    path = real.trace(puzzles(2)[1] - 1).save_movie(tmp_path/'a.mp4')
+    about = next(reader.read_frames(str(path)))
+    assert about['codec'] == 'h264' and about['size'] == (560, 300)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Callable
 import numpy as np
 import pandas as pd
+from matplotlib.colors import Normalize
 from matplotlib.figure import FigureBase
 from ..data.basics import UserError
 from ..evaluate.figures import COLOURS, CYCLE, Picture, tidy
@@ -64,8 +65,10 @@ def _side_by_side(a, b, names):
     return both
 
 def _same_limits(one, two):
-    "Give axes that correspond the same limits, images left out."
+    "Give axes that correspond the same limits, and heat maps the same colours."
     for a, b in zip(one.axes, two.axes):
+        for x, y in zip(a.images, b.images):
+            if x.get_cmap() == y.get_cmap(): x.norm = y.norm = Normalize(min(x.norm.vmin, y.norm.vmin), max(x.norm.vmax, y.norm.vmax))
         if a.images or b.images or a.get_xscale() != b.get_xscale(): continue
         (x1, x2), (y1, y2) = zip(a.get_xlim(), b.get_xlim()), zip(a.get_ylim(), b.get_ylim())
         for ax in (a, b): ax.set(xlim=(min(x1), max(x2)), ylim=(min(y1), max(y2)))
@@ -101,8 +104,8 @@ def need(
 # %% ../../nbs/04_explore/04_analyse.ipynb #c009
 def _draw_flips(ax, trace, flips):
     "Bars of flips by update, a colour for each latent."
-    for name, colour in zip(trace.latents, CYCLE): ax.bar(trace.of(name), flips[trace.of(name)], color=colour, width=.9, label=latent_label(name))
-    ax.legend(fontsize=8, frameon=False, labelcolor=COLOURS['soft'], ncols=len(trace.latents))
+    for name, colour in zip(trace.written, CYCLE): ax.bar(trace.of(name), flips[trace.of(name)], color=colour, width=.9, label=latent_label(name))
+    ax.legend(fontsize=8, frameon=False, labelcolor=COLOURS['soft'], ncols=len(trace.written))
     tidy(ax, xlabel='ACT step', ylabel='flips a puzzle')
     ax.set_xlim(-.5, trace.updates - .5)
     step_ticks(ax, trace)
@@ -208,7 +211,7 @@ def _ways(t, latent):
     return np.linalg.norm(np.diff(way, axis=1), axis=-1).sum(1), np.linalg.norm(way[:, -1] - way[:, 0], axis=-1)
 
 def _draw_orbit(trace):
-    names = [trace.readout, *[n for n in trace.latents if n != trace.readout]][:3]
+    names = [trace.readout, *[n for n in trace.written if n != trace.readout]][:3]
     def draw(figure, _):
         for ax, name in zip(_row(figure, [1] * len(names)), names): draw_paths(trace, name, ax=ax)
     return draw
@@ -220,20 +223,21 @@ def orbit(
     need(trace, 'path')
     t = whole(trace)
     rows = []
-    for name in t.latents:
+    for name in t.written:
         length, distance = _ways(t, name)
         rows.append(pd.DataFrame(dict(puzzle=np.arange(len(t)), latent=name, length=length, distance=distance, straight=distance / np.maximum(length, 1e-12), right=t.correct[:, -1] if t.solution is not None else np.nan)))
     table = pd.concat(rows, ignore_index=True)
     first = table[table.latent == t.readout]
     text = f'{t.readout} covers {first.distance.median():.2f} on a way of {first.length.median():.2f} (medians); {trace.explained()}'
-    return Analysis('orbit', table, text, ['puzzle', 'latent'], _draw_orbit(trace), (3.4 * min(3, len(t.latents)), 3.), t.source)
+    return Analysis('orbit', table, text, ['puzzle', 'latent'], _draw_orbit(trace), (3.4 * min(3, len(t.written)), 3.), t.source)
 
 # %% ../../nbs/04_explore/04_analyse.ipynb #c020
 def _draw_settle(t):
     def draw(figure, _):
         steps = np.arange(1, t.steps + 1)
-        axes = _row(figure, [1] * len(t.latents[:3]))
-        for k, ax in enumerate(axes):
+        names = t.written[:3]
+        for name, ax in zip(names, _row(figure, [1] * len(names))):
+            k = t.latents.index(name)
             for colour, style, label, mask in sides(t):
                 if not mask.any(): continue
                 low, mid, high = np.quantile(np.maximum(t.latent_change[mask, :, k], 1e-7), [.1, .5, .9], axis=0)
@@ -241,7 +245,7 @@ def _draw_settle(t):
                 ax.fill_between(steps, low, high, color=colour, alpha=.13, lw=0)
             ax.set_yscale('log')
             side_legend(ax, sides(t))
-            tidy(ax, xlabel='ACT step', ylabel='relative movement', title=latent_label(t.latents[k]))
+            tidy(ax, xlabel='ACT step', ylabel='relative movement', title=latent_label(name))
             ax.locator_params(axis='x', integer=True)
     return draw
 
@@ -251,10 +255,10 @@ def settle(
     "Movement by ACT step, and how much is left at the end."
     t = whole(trace)
     q = np.quantile(t.latent_change, [.1, .5, .9], axis=0)
-    table = pd.DataFrame([dict(step=s + 1, latent=name, low=q[0, s, k], median=q[1, s, k], high=q[2, s, k]) for k, name in enumerate(t.latents) for s in range(t.steps)])
+    table = pd.DataFrame([dict(step=s + 1, latent=name, low=q[0, s, k], median=q[1, s, k], high=q[2, s, k]) for k, name in enumerate(t.latents) if name in t.written for s in range(t.steps)])
     late = t.latent_change[:, -max(1, t.steps // 4):].mean(1)
-    drift = ', '.join(f'{name} {np.median(late[:, k]):.2g} ({np.quantile(late[:, k], .1):.2g} to {np.quantile(late[:, k], .9):.2g})' for k, name in enumerate(t.latents))
-    return Analysis('settle', table, f'late drift {drift}', ['step', 'latent'], _draw_settle(t), (4. * min(3, len(t.latents)), 2.8), t.source)
+    drift = ', '.join(f'{name} {np.median(late[:, k]):.2g} ({np.quantile(late[:, k], .1):.2g} to {np.quantile(late[:, k], .9):.2g})' for k, name in enumerate(t.latents) if name in t.written)
+    return Analysis('settle', table, f'late drift {drift}', ['step', 'latent'], _draw_settle(t), (4. * min(3, len(t.written)), 2.8), t.source)
 
 # %% ../../nbs/04_explore/04_analyse.ipynb #c023
 def _draw_outcomes(t, residual, threshold):
@@ -297,7 +301,7 @@ def _draw_geometry(t):
     def draw(figure, _):
         left, right = _row(figure, [1, 1])
         draw_convergence(t, left)
-        for name, colour in zip(t.latents, CYCLE):
+        for name, colour in zip(t.written, CYCLE):
             low, mid, high = np.nanquantile(t.turn[:, t.of(name)[1:]], [.1, .5, .9], axis=0)
             right.plot(t.of(name)[1:], mid, color=colour, lw=1.2, marker='o', ms=2.4, label=latent_label(name))
             right.fill_between(t.of(name)[1:], low, high, color=colour, alpha=.13, lw=0)

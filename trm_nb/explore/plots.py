@@ -133,6 +133,7 @@ def draw_paths(
         for path in paths[mask][:most]: ax.plot(*path.T, color=colour, ls=style, lw=.8, alpha=max(.15, min(.8, 20 / len(paths))))
         ax.scatter(*paths[mask][:most, -1].T, s=9, color=colour, zorder=3)
     if trace.many: side_legend(ax, sides(trace), handlelength=1.6)
+    ax.locator_params(nbins=5)
     tidy(ax, title=latent_label(latent), **{f'{n}label': f'component {c + 1} ({basis.explained[c]:.0%})' for n, c in zip('xy', components)})
     return result
 
@@ -159,7 +160,7 @@ def draw_convergence(
 ):
     "Movement of every latent by update."
     ax, result = canvas(ax, 5.4, 2.6)
-    for name, colour in zip(trace.latents, CYCLE): _band(ax, trace.of(name), np.maximum(np.atleast_2d(trace.move)[:, trace.of(name)], 1e-7), colour, marker='o', ms=2.4, label=latent_label(name))
+    for name, colour in zip(trace.written, CYCLE): _band(ax, trace.of(name), np.maximum(np.atleast_2d(trace.move)[:, trace.of(name)], 1e-7), colour, marker='o', ms=2.4, label=latent_label(name))
     ax.set_yscale('log')
     ax.legend(fontsize=8, frameon=False, labelcolor=COLOURS['soft'], ncols=2)
     tidy(ax, xlabel='ACT step', ylabel='movement (rms)')
@@ -247,7 +248,7 @@ def draw_influence(
     draw_grid(np.zeros(rows * columns, int) if tokens is None else tokens, plain, title=title, ax=ax)
     others = np.where(np.arange(len(values)) == cell, np.nan, values).reshape(look.shape)
     ax.images[0].set_visible(False)
-    ax.imshow(others, cmap=AMOUNT, vmin=0, vmax=(np.nanmax(others) or 1) * 1.25, extent=(-.5, columns - .5, rows - .5, -.5), interpolation='nearest')
+    ax.imshow(others, cmap=AMOUNT, vmin=0, vmax=(np.nanmax(others) or 1) * 1.7, extent=(-.5, columns - .5, rows - .5, -.5), interpolation='nearest')
     ax.add_patch(_frame_of(cell, columns))
     return result
 

@@ -95,10 +95,11 @@ def lens(
     logp, schedule = _distributions(solver, batch, steps), solver.act.inner.schedule()
     last = logp[max(i for i, u in enumerate(schedule) if u.latent == solver.act.inner.readout) - len(schedule)]
     target = last.argmax(-1) if known is None else torch.as_tensor(known.astype(np.int64))
-    maps = {'entropy, bits': -(logp.exp2() * logp).sum(-1), 'rank': (logp > logp.gather(-1, target.expand(len(logp), -1)[..., None])).sum(-1) + 1., 'KL to the end, bits': (last.exp2() * (last - logp)).sum(-1)}
+    maps = {'entropy, bits': -(logp.exp2() * logp).sum(-1), 'tokens ranked before': (logp > logp.gather(-1, target.expand(len(logp), -1)[..., None])).sum(-1), 'KL to the end, bits': (last.exp2() * (last - logp)).sum(-1)}
     maps = {k: v.numpy().T for k, v in maps.items()}
-    table = dict(update=np.arange(len(logp)), step=np.arange(len(logp)) // len(schedule) + 1, latent=[schedule[i % len(schedule)].latent for i in range(len(logp))], **{k.split(',')[0]: v.mean(0) for k, v in maps.items()})
-    text = f"entropy from {maps['entropy, bits'][:, 0].mean():.2f} to {maps['entropy, bits'][:, -1].mean():.2f} bits a cell; {'the solution' if known is not None else 'the final answer'} ranks first in {(maps['rank'][:, 0] == 1).mean():.0%} of the cells after the first update, in {(maps['rank'][:, -1] == 1).mean():.0%} after the last"
+    means = dict(zip(('entropy', 'rank', 'kl'), (v.mean(0) for v in maps.values())))
+    table = dict(update=np.arange(len(logp)), step=np.arange(len(logp)) // len(schedule) + 1, latent=[schedule[i % len(schedule)].latent for i in range(len(logp))]) | means | dict(rank=means['rank'] + 1)
+    text = f"entropy from {maps['entropy, bits'][:, 0].mean():.2f} to {maps['entropy, bits'][:, -1].mean():.2f} bits a cell; {'the solution' if known is not None else 'the final answer'} ranks first in {(maps['tokens ranked before'][:, 0] == 0).mean():.0%} of the cells after the first update, in {(maps['tokens ranked before'][:, -1] == 0).mean():.0%} after the last"
     return Analysis('lens', pd.DataFrame(table), text, ['update', 'step', 'latent'], _draw_maps(list(maps)), (10., 2.6), solver.source, maps, len(schedule))
 
 # %% ../../nbs/04_explore/05_probe.ipynb #c012
@@ -127,7 +128,9 @@ def _draw_landscape(side, label, path, step, latent):
         ax, n = figure.subplots(), a.numbers
         grid = lambda c: n[c].to_numpy().reshape(side, side)
         drawn = ax.pcolormesh(grid('a'), grid('b'), grid('bad'), cmap=_WORSE, shading='nearest', vmin=0, vmax=max(1, n.bad.max()))
-        ax.quiver(n.a, n.b, n.da, n.db, angles='xy', scale_units='xy', scale=1, color=COLOURS['ink'], width=.0035, alpha=.75)
+        way, most = np.hypot(n.da, n.db), .8 * (n.a.max() - n.a.min()) / max(1, side - 1)
+        shorter = np.minimum(1, most / np.maximum(way, 1e-12))
+        ax.quiver(n.a, n.b, n.da * shorter, n.db * shorter, angles='xy', scale_units='xy', scale=1, color=COLOURS['ink'], width=.0035, alpha=.75)
         ax.plot(*path.T, color=COLOURS['answer'], lw=1.6, marker='o', ms=3.5, mfc='white', clip_on=True)
         ax.plot(*path[step - 1], 'o', color=COLOURS['answer'], ms=8)
         figure.colorbar(drawn, ax=ax, pad=.02).set_label(label, size=8, color=COLOURS['soft'])
@@ -141,7 +144,7 @@ def landscape(
     solution=None, # its solution, where known
     step:int=1, # ACT step after which the latent is pushed
     size:int=11, # points along each component
-    reach:float|None=None, # how far; None: half as far again as the path goes
+    reach:float|None=None, # how far; None: half the size of a cell's latent, or half as far again as the path goes
     latent:str|None=None, # which; None: the one that answers
     batch_size:int=32, # points at once
     progress:bool=False, # show a bar?
@@ -150,16 +153,17 @@ def landscape(
     tokens, known, batch = _one(solver, puzzle, solution)
     inner, latent = solver.act.inner, latent or solver.act.inner.readout
     trace = solver.trace(puzzle, solution, steps=max(step + 1, solver.act.settings.halt_max_steps))
-    path = trace.path[trace.of(latent).reshape(trace.steps, -1)[:, -1]][:, :2]
-    reach = reach or 1.5 * max(float(np.abs(path - path[step - 1]).max()), 1e-3)
+    path = trace.decode('cell_path')[trace.of(latent).reshape(trace.steps, -1)[:, -1]].mean(1)[:, :2]
+    z, rows = _state_at(solver, batch, step), []
+    reach = reach or max(1.5 * float(np.abs(path - path[step - 1]).max()), .5 * float(z[latent].float().norm(dim=-1).mean()))
     a, b = (g.ravel() for g in np.meshgrid(*[np.linspace(-reach, reach, size)] * 2))
-    places, z, rows = np.stack([a, b], 1).astype(np.float32), _state_at(solver, batch, step), []
+    places = np.stack([a, b], 1).astype(np.float32)
     plain = _answers(Outputs(*inner.heads(z[inner.readout]), z))[0]
     for i in _bar(range(0, len(places), batch_size), progress):
-        pushed = _pushed(z, latent, trace.path_basis, places[i:i + batch_size], inner.settings.prefix)
+        pushed = _pushed(z, latent, trace.cell_basis, places[i:i + batch_size], inner.settings.prefix)
         answers = inner.heads(pushed[inner.readout])[0].argmax(-1).cpu().numpy()
         _, out = next(roll(solver.act, _repeat(batch, len(answers)), 1, pushed))
-        after = trace.path_basis.project(out.latents[latent][:, inner.settings.prefix:].float().mean(1).cpu().numpy())[:, :2]
+        after = trace.cell_basis.project(out.latents[latent][:, inner.settings.prefix:].float().mean(1).cpu().numpy())[:, :2]
         rows.append(pd.DataFrame(dict(bad=_badness(solver, tokens, answers, known, plain)[1], after=_badness(solver, tokens, _answers(out), known, plain)[1], to_a=after[:, 0], to_b=after[:, 1])))
     table = pd.concat(rows, ignore_index=True)
     table.insert(0, 'a', a + path[step - 1, 0])
@@ -229,6 +233,7 @@ def _draw_branches(solver, tokens, known, answers):
         for r in shown.itertuples(): axes[0].annotate(str(r.branch), (r.runs, r.q_halt), xytext=(5, 3), textcoords='offset points', fontsize=8, color=COLOURS['soft'])
         tidy(axes[0], xlabel='runs', ylabel='best q_halt')
         axes[0].margins(.15)
+        axes[0].locator_params(axis='x', integer=True)
         for ax, r in zip(axes[1:], shown.itertuples()): draw_grid(answers[r.branch - 1], solver.look, tokens, None, known, title=f'answer {r.branch}: {r.runs} runs', ax=ax)
     return draw
 
@@ -311,7 +316,7 @@ def influence(
     table = pd.DataFrame(dict(patched=np.repeat(cells, len(tokens)), cell=np.tile(np.arange(len(tokens)), len(cells)), distance=far.ravel(), effect=effect.ravel()))
     means = table.groupby('distance').effect.mean()
     text = ', '.join(f'distance {d}: {e:.3g}' for d, e in means.head(4).items()) + f' (step {step}, {after} later)'
-    answer = solver.solve(solver.puzzle.to_grid(tokens), steps=step).tokens if cell is not None else None
+    answer = solver.solve(solver.puzzle.to_grid(tokens), steps=step, early_exit=False).tokens if cell is not None else None
     return Analysis('influence', table, text, ['patched', 'cell', 'distance'], _draw_influences(solver, tokens, cells, effect, answer), (6.4, 2.8), solver.source)
 
 # %% ../../nbs/04_explore/05_probe.ipynb #c024
@@ -321,7 +326,7 @@ def _conditions(solver, batch, swap):
     start = inner.start(len(batch['inputs']))
     fresh = lambda n: lambda step, z: z | {n: start[n]}
     found = {'as it is': (batch, {})}
-    for n in inner.latent_names: found |= {f'{n} held': (batch, dict(hold=(n,))), f'{n} fresh each step': (batch, dict(edit=fresh(n)))}
+    for n in dict.fromkeys(u.latent for u in inner.schedule()): found |= {f'{n} held': (batch, dict(hold=(n,))), f'{n} fresh each step': (batch, dict(edit=fresh(n)))}
     rows = solver.act.shape.num_puzzle_identifiers if inner.settings.puzzle_emb_ndim else 1
     if swap is not None and not 0 <= swap < rows: raise UserError(f'puzzle identifier {swap}: this model has {rows}')
     if swap is not None: found[f'identifier {swap}'] = (batch | dict(puzzle_identifiers=torch.full_like(batch['puzzle_identifiers'], swap)), {})

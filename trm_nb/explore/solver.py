@@ -102,7 +102,8 @@ def several(
     if isinstance(puzzles, str): return False
     if isinstance(puzzles, np.ndarray): return puzzles.ndim == 3 or puzzles.shape[1:] == (puzzle.seq_len,)
     first = next(iter(puzzles), None)
-    return len(first) >= puzzle.seq_len if isinstance(first, str) else np.ndim(first) == 2
+    if isinstance(first, str): return len(first) >= puzzle.seq_len
+    return np.ndim(first) == 2 or np.shape(first) == (puzzle.seq_len,) and puzzle.shape[0] > 1
 
 class Solver:
     "A model in evaluation mode, and the kind of puzzle it was trained on."

@@ -254,6 +254,7 @@ Trace.ends = property(lambda t: (np.arange(t.steps) + 1) * len(t.schedule) - 1, 
 Trace.inner_changed = property(_inner_changed, doc="bool (update, cell): the decode is other than the same latent's before.")
 Trace.inner_wrong = property(lambda t: t.differs(t.inner_answers), doc='bool (update, cell): the decode differs from the solution.')
 Trace.nbytes = property(lambda t: sum(getattr(t, k).nbytes for k in AXES if getattr(t, k) is not None), doc='Bytes of all arrays.')
+Trace.written = property(lambda t: tuple(n for n in t.latents if any(u[0] == n for u in t.schedule)), doc='Names of the latents that the schedule writes.')
 Trace.explained, Trace.join = explained, staticmethod(join_traces)
 
 # %% ../../nbs/04_explore/02_trace.ipynb #c015
