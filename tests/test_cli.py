@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from trm_nb import cli, run
-from trm_nb.data.env import VARIABLES
+from trm_nb.data.env import VARIABLES, env_markdown
 from trm_nb.data.format import PuzzleDataset
 from trm_nb.data.sudoku import write_generated
 from trm_nb.learn.checkpoint import saved_steps
@@ -231,6 +231,8 @@ def environment_reads(text):
 def test_every_variable_is_listed(root):
     found = {name for p in (root/'trm_nb').rglob('*.py') for name in environment_reads(p.read_text())}
     assert found and found <= set(VARIABLES), 'add it to data.env'
+
+def test_readme_has_the_table(root): assert env_markdown() in (root/'README.md').read_text(encoding='utf-8')
 
 def test_env_file(here, capsys):
     (here/'.env').write_text('HF_TOKEN=hf_secret\nHF_HOME=/from/file\n')

@@ -2,8 +2,8 @@
 from pathlib import Path
 import pytest
 from tooling.docs_check import Page, dead, undocumented
-from tooling.make_readme import from_root, shown, without_directives
-from nbformat.v4 import new_code_cell
+from tooling.make_readme import as_text, from_root, shown, without_directives
+from nbformat.v4 import new_code_cell, new_output
 
 PAGES = {'index.html': Page('<h1 id="Home">x</h1>'), '01_data/basics.html': Page('<h3 id="Registry">x</h3>')}
 SOURCES = {'index.html': Path('index.ipynb'), '01_data/basics.html': Path('01_data/00_basics.ipynb')}
@@ -26,4 +26,6 @@ def test_undocumented(tmp_path):
 def test_readme():
     assert from_root('[a](01_data/x.ipynb) [b](https://x.org/y.ipynb) [c](#d)') == '[a](nbs/01_data/x.ipynb) [b](https://x.org/y.ipynb) [c](#d)'
     assert not shown(new_code_cell('#| hide\nx = 1'))
-    assert without_directives(new_code_cell('#| echo: false\nx = 1')).source == 'x = 1'
+    assert without_directives(new_code_cell('#| slow\nx = 1')).source == 'x = 1'
+    table = new_code_cell('#| echo: false\nx', outputs=[new_output('display_data', {'text/markdown': '| a |'})])
+    assert as_text(table).source == '| a |' and as_text(table).cell_type == 'markdown'

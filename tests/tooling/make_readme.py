@@ -16,6 +16,11 @@ def without_directives(cell):
     cell.source = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M)
     return cell
 
+def as_text(cell):
+    "A cell of which only the output is to be seen (`#| echo: false`) as the Markdown that it put out."
+    if cell.cell_type != 'code' or not re.search(r'^#\| *echo: *false', cell.source, re.M): return cell
+    return nbformat.v4.new_markdown_cell('\n'.join(o.data['text/markdown'] for o in cell.outputs))
+
 def from_root(markdown):
     "Links between notebooks, as seen from the top of the repository."
     return re.sub(r'\]\((?![a-z]+:|[#/])([^)\s]+\.(?:ipynb|png|svg))', r'](nbs/\1', markdown)
@@ -23,7 +28,7 @@ def from_root(markdown):
 def readme():
     "The text of README.md."
     nb = nbformat.read(ROOT/'nbs'/'index.ipynb', as_version=4)
-    nb.cells = [without_directives(c) for c in nb.cells if shown(c)]
+    nb.cells = [without_directives(as_text(c)) for c in nb.cells if shown(c)]
     body, _ = MarkdownExporter().from_notebook_node(nb)
     return NOTE + re.sub(r'\n{3,}', '\n\n', from_root(body)).strip() + '\n'
 
