@@ -26,6 +26,8 @@ from trm_nb.publish.pipeline import State, dry_run, ranks_of, read_pipeline, run
 from trm_nb.publish.space import space_files, write_folder
 from trm_nb.run import prepare, work
 
+pytestmark = pytest.mark.filterwarnings('ignore:Use .content')      # of huggingface_hub's own making
+
 SMALL = dict(name='trm', mlp_t=True, hidden_size=32, num_heads=2, H_cycles=1, L_cycles=1, L_layers=1, puzzle_emb_ndim=0, puzzle_emb_len=1, halt_max_steps=4)
 
 
@@ -107,7 +109,7 @@ def test_what_is_published(hub, run, tmp_path):
 def test_dataset_and_back(hub, data, tmp_path):
     publish_dataset(data, 'me/sudoku-tiny')
     repo = hub.repo('me/sudoku-tiny', 'dataset')
-    assert repo.private and {'train.csv', 'test.csv', 'README.md', 'train/all__inputs.npy', 'identifiers.json'} <= set(repo.files)
+    assert repo.private and {'train.csv', 'test.csv', 'train.jsonl', 'README.md', 'train/all__inputs.npy', 'identifiers.json'} <= set(repo.files)
     code, out, err = said('data', 'sudoku', '--source', 'hub:me/sudoku-tiny', '--size', '4', '--out', str(tmp_path/'back'))
     assert code == 0, err
     for split in ('train', 'test'): assert PuzzleDataset.read(tmp_path/'back', split).fingerprint() == PuzzleDataset.read(data, split).fingerprint()
@@ -257,7 +259,7 @@ def test_cards_are_valid(hub, run, data):
     result = model.data.eval_results[0]
     assert (result.metric_value, result.dataset_type, result.dataset_split, model.data.model_name) == (.5, 'me/sudoku-tiny', 'test', 'tiny')
     for part in ('## Use', '## Results', '## Architecture', '## Data', '## Training', '## Limits', '## Licence', '## Citation', '50.0%', '33.2% to 66.8%', 'Of 30 test puzzles checked, 0 are', 'curves.png'): assert part in model.text, part
-    assert dict(config_name='default', data_files=[dict(split='train', path='train.csv'), dict(split='test', path='test.csv')]) in dataset.data.configs
+    assert dict(config_name='default', data_files=[dict(split='train', path='train.jsonl'), dict(split='test', path='test.jsonl')]) in dataset.data.configs
 
 
 def test_the_fake_hub_refuses_bad_cards(hub):
@@ -415,11 +417,11 @@ def test_load_dataset(hub, data, tmp_path):
     "In a process of its own, as a user would."
     pytest.importorskip('datasets')
     publish_dataset(data, 'me/sudoku-tiny')
-    code = 'from datasets import load_dataset; d = load_dataset("me/sudoku-tiny"); print({k: (len(v), v.column_names) for k, v in d.items()}); print(d["test"][0]["question"])'
+    code = 'from datasets import load_dataset; d = load_dataset("me/sudoku-tiny"); print({k: (len(v), v.column_names) for k, v in d.items()}); print([f.dtype for f in d["train"].features.values()]); print(d["test"][0]["question"])'
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=tmp_path, env=os.environ | hub.env(tmp_path/'other'))
     assert done.returncode == 0, done.stderr[-3000:]
     columns = "['source', 'question', 'answer', 'rating']"
-    assert f"'train': (40, {columns}), 'test': (30, {columns})" in done.stdout and hub.repo('me/sudoku-tiny', 'dataset').files['test.csv'].decode().split(',')[4] == done.stdout.split()[-1]
+    assert f"'train': (40, {columns}), 'test': (30, {columns})" in done.stdout and "['string', 'string', 'string', 'int64']" in done.stdout and hub.repo('me/sudoku-tiny', 'dataset').files['test.csv'].decode().split(',')[4] == done.stdout.split()[-1]
 
 
 # pipeline

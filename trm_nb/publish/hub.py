@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Files', 'WAITS', 'Private', 'Create', 'Dry', 'Include', 'Ignore', 'Extra', 'Card', 'License', 'Message', 'size_of',
            'size_text', 'PublishSettings', 'select', 'need_token', 'refuse_secrets', 'check_repo', 'attempt',
-           'Published', 'move_tag', 'publish', 'plan_text', 'csv_bytes', 'dataset_files', 'without_places',
-           'code_files', 'requirements', 'tags_of', 'as_json', 'weights_files', 'model_files', 'publish_dataset',
-           'publish_model', 'options', 'publish_dataset_command', 'publish_model_command']
+           'Published', 'move_tag', 'publish', 'plan_text', 'csv_bytes', 'jsonl_bytes', 'dataset_files',
+           'without_places', 'code_files', 'requirements', 'tags_of', 'as_json', 'weights_files', 'model_files',
+           'publish_dataset', 'publish_model', 'options', 'publish_dataset_command', 'publish_model_command']
 
 # %% ../../nbs/06_publish/02_hub.ipynb #c002
 import csv, io, json, sys, time
@@ -23,7 +23,7 @@ from ..data.format import PuzzleDataset
 from ..data.remote import cause, from_hub, passing, reason, retry_after, without_token
 from ..data.resources import experiments_path
 from ..models.pretrained import METADATA, WEIGHTS
-from .cards import Subject, check_card, csv_rows, curves_png, dataset_card, model_card, read_splits, read_subject, sample_png, shares
+from .cards import Subject, check_card, curves_png, dataset_card, model_card, read_splits, read_subject, sample_png, shares, table_rows
 
 # %% ../../nbs/06_publish/02_hub.ipynb #c010
 Files = dict[str, bytes | Path] # path in the repository -> content, or the file that has it
@@ -202,10 +202,19 @@ def csv_bytes(
     "The originals of a split as a published table."
     out = io.StringIO()
     writer = csv.writer(out, lineterminator='\n')
-    rated = dataset.merged.ratings is not None
-    writer.writerow(['source', 'question', 'answer', *(['rating'] if rated else [])])
-    writer.writerows(csv_rows(dataset))
+    writer.writerows([_columns(dataset), *table_rows(dataset)])
     return out.getvalue().encode()
+
+def _columns(dataset): return ['source', 'question', 'answer', *(['rating'] if dataset.merged.ratings is not None else [])]
+
+def jsonl_bytes(
+    dataset:PuzzleDataset, # a split
+)->bytes:
+    "The same as JSON lines, where text is text even if it is all digits."
+    plain = lambda v: v if isinstance(v, str) else v.item()
+    return ''.join(json.dumps(dict(zip(_columns(dataset), map(plain, row)))) + '\n' for row in table_rows(dataset)).encode()
+
+def _tables(splits): return {f'{d.split}.{kind}': make(d) for d in splits for kind, make in (('csv', csv_bytes), ('jsonl', jsonl_bytes))}
 
 def _card(own, kind, made):
     "The card of the user, or else ours; checked."
@@ -226,7 +235,7 @@ def dataset_files(
     "What is published of a dataset."
     splits = read_splits(folder)
     made = {'README.md': _card(settings.card, 'dataset', lambda: dataset_card(splits, repo, settings.license or 'unknown')), 'sample.png': sample_png(splits[0])}
-    return select(_below(folder) | {f'{d.split}.csv': csv_bytes(d) for d in splits} | made, settings)
+    return select(_below(folder) | _tables(splits) | made, settings)
 
 # %% ../../nbs/06_publish/02_hub.ipynb #c028
 def without_places(

@@ -40,7 +40,7 @@ def space_card(
     "README.md of a Space."
     link = f'The model: [{model}](https://huggingface.co/{model}).' if model else ''
     return front(space_data(subject, repo, licence, model), f"# {repo.split('/')[-1]}", about(subject), link,
-        '## Run it elsewhere', '```\ndocker build -t trm . && docker run -p 7860:7860 trm\n```', 'or, in an environment with `requirements.txt` and `gradio` installed, `python app.py`.')
+        '## Run it elsewhere', '```\ndocker build -t trm . && docker run -p 7860:7860 trm\n```', 'or, in an environment with `requirements.txt` installed, `python app.py`.')
 
 def about(
     subject:Subject, # a checkpoint
