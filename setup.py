@@ -21,7 +21,7 @@ setuptools.setup(
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research', 'Framework :: Jupyter',
                  'Programming Language :: Python :: 3', 'Topic :: Scientific/Engineering :: Artificial Intelligence'],
     packages=[*setuptools.find_packages(include=[lib, lib + '.*']), f'{lib}.experiments'],
-    package_dir={f'{lib}.experiments': 'experiments'}, package_data={f'{lib}.experiments': ['*', '**/*']},
+    package_dir={f'{lib}.experiments': 'experiments'}, package_data={f'{lib}.experiments': ['*', '**/*'], f'{lib}.explore': ['static/*']},
     install_requires=shlex.split(cfg['requirements']),
     extras_require={key.removesuffix(suffix): shlex.split(value) for key, value in cfg.items() if key.endswith(suffix)},
     python_requires='>=' + cfg['min_python'],

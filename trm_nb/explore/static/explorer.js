@@ -407,7 +407,7 @@ class Theme {
 // ------------------------------------------------------------------ the explorer
 
 const SIDES = ['a', 'b'];
-const SHADES = [['sure', 'confidence'], ['change', 'changes'], ['entropy', 'entropy'], ['move', 'movement'], ['pc0', 'component 1'], ['pc1', 'component 2'], ['pc2', 'component 3'], ['reads', 'what the cell reads'], ['read', 'what reads the cell']];
+const SHADES = [['sure', 'confidence'], ['change', 'changes'], ['entropy', 'entropy'], ['move', 'movement'], ['pc0', 'component 1'], ['pc1', 'component 2'], ['pc2', 'component 3'], ['reads', 'what the cell reads'], ['read', 'what reads the cell'], ['patch', 'what feels it reset']];
 const GRAINS = [['step', 'ACT steps'], ['cycle', 'H cycles'], ['update', 'all updates']];
 const HEATS = [['inner_entropy', 'entropy'], ['inner_change', 'movement'], ['pc0', 'component 1'], ['pc1', 'component 2'], ['pc2', 'component 3']];
 const FIELDS = ['steps', 'H_cycles', 'L_cycles', 'noise', 'seed', 'identifier'];
@@ -453,7 +453,7 @@ export class Explorer {
     for (const side of SIDES) this.boards.append(this.makeBoard(side));
     this.swatches = h('div', { class: 'trm-swatches', hidden: true });
     this.legend = h('div', { class: 'trm-legend' });
-    const left = h('div', { class: 'trm-left' }, this.boards, this.swatches, h('div', { class: 'trm-bar trm-shade' }, labelled('shade', pick('shade', SHADES, () => { this.influence(); this.draw(); }, 'what the colour of a cell shows')), labelled('read from', pick('lens', [], () => this.relayout(), 'the latent that is read through the output head'))), this.legend);
+    const left = h('div', { class: 'trm-left' }, this.boards, this.swatches, h('div', { class: 'trm-bar trm-shade' }, labelled('shade', pick('shade', SHADES.filter(([k]) => this.live || k !== 'patch'), () => { this.influence(); this.draw(); }, 'what the colour of a cell shows')), labelled('read from', pick('lens', [], () => this.relayout(), 'the latent that is read through the output head'))), this.legend);
     this.slider = h('input', { type: 'range', min: '0', max: '0', value: '0', class: 'trm-slider', 'aria-label': 'time', oninput: () => { this.pause(); this.seek(this.frames[+this.slider.value]); } });
     this.where = h('span', { class: 'trm-where' });
     this.playButton = iconButton('play', 'play or pause (space)', () => this.playing ? this.pause() : this.play());
@@ -585,7 +585,9 @@ export class Explorer {
       const fields = (b.fields || []).map(f => labelled(f.label, h('input', { type: 'number', name: f.name, min: String(f.min), max: String(f.max), step: String(f.step), value: now[f.name] === undefined || now[f.name] === null ? '' : String(now[f.name]), placeholder: String(f.value), title: f.help, onchange: () => this.solve() })));
       return h('fieldset', { 'data-side': side }, h('legend', {}, side === 'a' ? (b.comparing ? 'left' : 'this model') : 'right'), side === 'b' ? labelled('model', model) : null, ...fields);
     };
+    const old = document.activeElement, kept = this.settings.contains(old) && old.name ? `[data-side="${old.closest('fieldset')?.dataset.side}"] [name="${old.name}"]` : '';
     this.settings.replaceChildren(one('a'), ...(b.comparing ? [one('b')] : []), h('form', { class: 'trm-column', onsubmit: e => { e.preventDefault(); const name = e.target.elements[0].value.trim(); if (name) this.model.send({ type: 'model', name }); } }, h('label', {}, h('span', {}, 'another model'), h('input', { type: 'text', placeholder: 'run folder, checkpoint or name', spellcheck: false })), h('button', { type: 'submit' }, 'Load')));
+    if (kept) this.settings.querySelector(kept)?.focus();
     this.compareButton.classList.toggle('trm-on', !!b.comparing);
   }
 
@@ -716,6 +718,7 @@ export class Explorer {
     this.root.classList.toggle('trm-narrow', w < 700);
     this.root.classList.toggle('trm-big', w >= 1150);
     this.root.classList.toggle('trm-two', !!this.sides.b && !this.draft);
+    for (const [name, low, high] of [['q', 128, 150], ['cells', 128, 150], ['move', 146, 170], ['path', 146, 170], ['heat', 190, 250]]) this.panels[name].height = w >= 1150 ? high : low;
     this.slider.max = String(Math.max(0, this.frames.length - 1)); this.slider.value = String(frameAt(this.frames, this.u));
     for (const p of Object.values(this.panels)) p.rebuild(this.theme.colours);
     this.makeLegend();
@@ -748,7 +751,7 @@ export class Explorer {
 
   heatOf(trace, side, source, shade) {
     const a = trace.arrays, L = trace.cells, bytes = x => Float32Array.from(x.subarray(source * L, (source + 1) * L), v => v / 255);
-    if (shade === 'reads' || shade === 'read') { const found = this.influences.get(this.influenceKey(side)); return found ? { heat: Float32Array.from(found[shade], v => v / 255) } : {}; }
+    if (['reads', 'read', 'patch'].includes(shade)) { const found = this.influences.get(this.influenceKey(side)); return found?.[shade] ? { heat: Float32Array.from(found[shade], v => v / 255) } : {}; }
     if (!trace.inner || source < 0) return {};
     if (shade === 'entropy') return { heat: bytes(a.inner_entropy) };
     if (shade === 'move') return { heat: Float32Array.from(bytes(a.inner_change), v => Math.max(0, (v - .55) / .45)) };
@@ -979,24 +982,24 @@ export class Explorer {
   influenceKey(side) { const t = this.sides[side]; return t ? `${side} ${Math.floor((side === 'a' ? this.u : aligned(this.sides.a, t, this.u)) / t.U) + 1} ${this.cell}` : ''; }
 
   influence() {
-    if (!['reads', 'read'].includes(this.shade?.value) || this.cell < 0 || this.playing) return;
+    if (!['reads', 'read', 'patch'].includes(this.shade?.value) || this.cell < 0 || this.playing) return;
     clearTimeout(this.soon);
     this.soon = setTimeout(() => { for (const [side] of this.both()) this.fetchInfluence(side); }, 120);
   }
 
   async fetchInfluence(side) {
-    const t = this.sides[side], name = this.influenceKey(side), step = +name.split(' ')[1], L = t.cells, cell = this.cell;
-    if (this.influences.has(name)) return this.draw();
-    if (t.arrays.reads) {
+    const t = this.sides[side], name = this.influenceKey(side), step = +name.split(' ')[1], L = t.cells, cell = this.cell, what = this.shade.value === 'patch' ? 'patch' : 'reads', known = this.influences.get(name) || {};
+    if (known[what]) return this.draw();
+    if (t.arrays.reads && what === 'reads') {
       const at = Math.max(0, t.reads_at.findLastIndex(s => s <= step)), from = at * L * L;
       this.influences.set(name, { reads: scaled(Array.from({ length: L }, (_, i) => i === cell ? 0 : t.arrays.reads[from + cell * L + i])), read: scaled(Array.from({ length: L }, (_, i) => i === cell ? 0 : t.arrays.reads[from + i * L + cell])) });
       return this.draw();
     }
     if (!this.live) return;
-    const { message, buffers } = await this.ask('reads', { side, cell, step });
+    const { message, buffers } = await this.ask('reads', { side, cell, step, what });
     if (!message.ok) return;
     const both = new Uint8Array(buffers[0].buffer || buffers[0], buffers[0].byteOffset || 0, buffers[0].byteLength);
-    this.influences.set(name, { reads: both.slice(0, L), read: both.slice(L) });
+    this.influences.set(name, what === 'patch' ? { ...known, patch: both } : { ...known, reads: both.slice(0, L), read: both.slice(L) });
     this.draw();
   }
 
