@@ -274,7 +274,7 @@ class TensorBoardSink(Sink):
 def _import_trackio(folder):
     "trackio, which reads its folder from the environment when it is imported, and must not find a server there."
     for name in ('TRACKIO_SPACE_ID', 'TRACKIO_SERVER_URL', 'TRACKIO_BUCKET_ID', 'TRACKIO_DATASET_ID', 'TRACKIO_WEBHOOK_URL'): os.environ.pop(name, None)
-    os.environ['TRACKIO_DIR'] = str((folder/'trackio').resolve())
+    os.environ.update(TRACKIO_DIR=str((folder/'trackio').resolve()))
     try: import trackio
     except ImportError: raise MissingExtra('trackio', 'trackio') from None
     return trackio
