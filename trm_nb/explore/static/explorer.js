@@ -92,7 +92,7 @@ export function wrongAt(trace, tokens) {
 /** 1 for cells that are part of the puzzle. */
 export function givensOf(trace) {
   const blank = trace.look.blank;
-  return Uint8Array.from(trace.arrays.inputs, t => blank !== null && t !== blank);
+  return trace.cache.givens ||= Uint8Array.from(trace.arrays.inputs, t => blank !== null && t !== blank);
 }
 
 /** Wrong and changed cells at every update, through a lens. */
@@ -192,9 +192,9 @@ function fit(canvas, width, height) {
 
 const FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif';
 
-function triangle(ctx, x, y, s) { ctx.beginPath(); ctx.moveTo(x + s * .74, y); ctx.lineTo(x + s, y); ctx.lineTo(x + s, y + s * .26); ctx.fill(); }
-function diamond(ctx, x, y, s) { ctx.beginPath(); ctx.moveTo(x + s * .5, y + s * .2); ctx.lineTo(x + s * .8, y + s * .5); ctx.lineTo(x + s * .5, y + s * .8); ctx.lineTo(x + s * .2, y + s * .5); ctx.closePath(); }
-function strike(ctx, x, y, s) { ctx.beginPath(); ctx.moveTo(x + s * .14, y + s * .86); ctx.lineTo(x + s * .86, y + s * .14); ctx.stroke(); }
+function triangle(ctx, x, y, s) { ctx.moveTo(x + s * .74, y); ctx.lineTo(x + s, y); ctx.lineTo(x + s, y + s * .26); ctx.closePath(); }
+function diamond(ctx, x, y, s) { ctx.moveTo(x + s * .5, y + s * .2); ctx.lineTo(x + s * .8, y + s * .5); ctx.lineTo(x + s * .5, y + s * .8); ctx.lineTo(x + s * .2, y + s * .5); ctx.closePath(); }
+function strike(ctx, x, y, s) { ctx.moveTo(x + s * .14, y + s * .86); ctx.lineTo(x + s * .86, y + s * .14); }
 
 /** Colour of a cell's background. */
 function ground(v, c, theme) {
@@ -208,10 +208,24 @@ function ground(v, c, theme) {
   return v.before && v.before[c] !== tokens[c] ? theme.changed : theme.paper;
 }
 
+const small = typeof document === 'undefined' ? null : document.createElement('canvas');
+
+/** Backgrounds: a pixel for each cell, then scaled. */
 function cellsOf(ctx, v, s, theme) {
-  const [rows, cols] = v.look.shape;
-  for (let r = 0; r < rows; r++) for (let q = 0; q < cols; q++) { ctx.fillStyle = ground(v, r * cols + q, theme); ctx.fillRect(q * s, r * s, s, s); }
+  const [rows, cols] = v.look.shape, known = new Map();
+  small.width = cols; small.height = rows;
+  const pen = small.getContext('2d'), image = pen.createImageData(cols, rows);
+  for (let c = 0; c < rows * cols; c++) {
+    const colour = ground(v, c, theme);
+    if (!known.has(colour)) known.set(colour, bytesOf(colour));
+    image.data.set(known.get(colour), 4 * c);
+  }
+  pen.putImageData(image, 0, 0);
+  ctx.imageSmoothingEnabled = false;
+  ctx.drawImage(small, 0, 0, cols * s, rows * s);
 }
+
+const bytesOf = colour => colour[0] === '#' ? [...[1, 3, 5].map(i => parseInt(colour.slice(i, i + 2), 16)), 255] : [...colour.match(/\d+/g).map(Number), 255];
 
 function symbolsOf(ctx, v, s, theme) {
   const [rows, cols] = v.look.shape, painted = v.look.palette.length > 0;
@@ -227,17 +241,22 @@ function symbolsOf(ctx, v, s, theme) {
   }
 }
 
+/** Changed, wrong and unsure cells; all of a kind in one path. */
 function marksOf(ctx, v, s, theme) {
-  const [rows, cols] = v.look.shape, painted = v.look.palette.length > 0;
-  for (let c = 0; c < rows * cols; c++) {
-    const x = c % cols * s, y = Math.floor(c / cols) * s, changed = v.before && v.before[c] !== v.tokens[c];
-    if (painted && v.sure && !v.heat && v.sure[c] < .9) { ctx.fillStyle = LIGHT.unsure; ctx.globalAlpha = .25 + .75 * (1 - v.sure[c]); ctx.fillRect(x + s * .35, y + s * .35, s * .3, s * .3); ctx.globalAlpha = 1; }
-    if (changed && !painted) { ctx.fillStyle = theme.answer; triangle(ctx, x, y, s); }
-    if (changed && painted) { diamond(ctx, x, y, s); ctx.fillStyle = '#ffffff'; ctx.fill(); ctx.strokeStyle = LIGHT.ink; ctx.lineWidth = Math.max(.6, s * .05); ctx.stroke(); }
-    if (!v.wrong?.[c]) continue;
-    if (painted) { ctx.strokeStyle = '#ffffff'; ctx.lineWidth = Math.max(2, s * .16); strike(ctx, x, y, s); }
-    ctx.strokeStyle = painted ? LIGHT.wrong : theme.wrong; ctx.lineWidth = Math.max(1, s * (painted ? .09 : .05)); strike(ctx, x, y, s);
+  const [rows, cols] = v.look.shape, painted = v.look.palette.length > 0, cells = Array.from({ length: rows * cols }, (_, c) => c);
+  const at = (list, shape) => { ctx.beginPath(); for (const c of list) shape(ctx, c % cols * s, Math.floor(c / cols) * s, s); };
+  const changed = v.before ? cells.filter(c => v.before[c] !== v.tokens[c]) : [], wrong = v.wrong ? cells.filter(c => v.wrong[c]) : [];
+  if (painted && v.sure && !v.heat) for (let level = 0; level < 8; level++) {
+    at(cells.filter(c => v.sure[c] < .9 && Math.min(7, Math.floor((1 - v.sure[c]) * 8)) === level), (ctx, x, y, s) => ctx.rect(x + s * .35, y + s * .35, s * .3, s * .3));
+    ctx.fillStyle = LIGHT.unsure; ctx.globalAlpha = .3 + level * .1; ctx.fill();
   }
+  ctx.globalAlpha = 1;
+  at(changed, painted ? diamond : triangle);
+  ctx.fillStyle = painted ? '#ffffff' : theme.answer; ctx.fill();
+  if (painted) { ctx.strokeStyle = LIGHT.ink; ctx.lineWidth = Math.max(.6, s * .05); ctx.stroke(); }
+  at(wrong, strike);
+  if (painted) { ctx.strokeStyle = '#ffffff'; ctx.lineWidth = Math.max(2, s * .16); ctx.stroke(); }
+  ctx.strokeStyle = painted ? LIGHT.wrong : theme.wrong; ctx.lineWidth = Math.max(1, s * (painted ? .09 : .05)); ctx.stroke();
 }
 
 function linesOf(ctx, v, s, theme) {
@@ -254,7 +273,8 @@ function linesOf(ctx, v, s, theme) {
 export function drawBoard(canvas, width, v, theme) {
   const [rows, cols] = v.look.shape, s = Math.max(4, Math.floor(Math.min((width - 4) / cols, (width - 4) * 1.15 / rows)));
   const ctx = fit(canvas, cols * s + 4, rows * s + 4);
-  canvas.style.width = cols * s + 4 + 'px'; canvas.style.height = rows * s + 4 + 'px';
+  if (canvas.style.width !== cols * s + 4 + 'px') canvas.style.width = cols * s + 4 + 'px';
+  if (canvas.style.height !== rows * s + 4 + 'px') canvas.style.height = rows * s + 4 + 'px';
   ctx.translate(2, 2);
   cellsOf(ctx, v, s, theme);
   linesOf(ctx, v, s, theme);
@@ -720,6 +740,7 @@ export class Explorer {
     this.root.classList.toggle('trm-two', !!this.sides.b && !this.draft);
     for (const [name, low, high] of [['q', 128, 150], ['cells', 128, 150], ['move', 146, 170], ['path', 146, 170], ['heat', 190, 250]]) this.panels[name].height = w >= 1150 ? high : low;
     this.slider.max = String(Math.max(0, this.frames.length - 1)); this.slider.value = String(frameAt(this.frames, this.u));
+    this.boardsWidth = this.boards.clientWidth;
     for (const p of Object.values(this.panels)) p.rebuild(this.theme.colours);
     this.makeLegend();
     this.draw();
@@ -771,13 +792,12 @@ export class Explorer {
     if (!look || (side === 'b' && this.draft) || !(trace || this.draft || this.info.tokens)) return;
     const v = this.view(side), two = this.sides.b && !this.draft;
     drawBoard(canvas, Math.min(this.boardWidth(), 560), v, this.theme.colours);
-    canvas.classList.toggle('trm-dim', false);
     title.textContent = this.draft ? 'editing' : trace && two ? trace.label || '' : '';
     title.hidden = !title.textContent;
     caption.replaceChildren(...(this.draft ? ['Enter or Solve runs the model; Escape leaves'] : trace ? this.caption(trace, v) : ['']));
   }
 
-  boardWidth() { const two = this.sides.b && !this.draft, w = this.boards.clientWidth || 300; return two ? (w - 14) / 2 : w; }
+  boardWidth() { const two = this.sides.b && !this.draft, w = this.boardsWidth || 300; return two ? (w - 14) / 2 : w; }
 
   caption(trace, v) {
     const s = Math.floor(v.u / trace.U), q = trace.inner && v.source >= 0 ? trace.arrays.inner_q_halt[v.source] : trace.arrays.q_halt[s], parts = [];

@@ -1,0 +1,351 @@
+"""The explorer: packs to the byte, the module's pure functions in Node, pages without a kernel in Chromium, the widget in JupyterLab and Voila."""
+import gzip, json, shutil, statistics, subprocess
+import nbformat
+import numpy as np
+import pytest
+import torch
+from browser import READY, chromium, lab, offline, run_notebook, voila, watched
+from trm_nb.data.format import PUZZLES
+from trm_nb.data.sudoku import generate
+from trm_nb.explore.player import Player, pack, static_file, trace_pack, unpack
+from trm_nb.explore.solver import Solver
+from trm_nb.explore.widgets import Explorer
+from trm_nb.models.act import PuzzleShape
+from trm_nb.models.zoo import build_model
+
+def small_solver(name, steps=4):
+    "A model with random weights, whose q_halt is not constant."
+    kind = PUZZLES[name]
+    act = build_model(dict(name='trm', hidden_size=32, num_heads=2, H_cycles=2, L_cycles=2, puzzle_emb_ndim=0, puzzle_emb_len=1, halt_max_steps=steps), PuzzleShape(kind.vocab_size, kind.seq_len), seed=1)
+    torch.nn.init.normal_(act.inner.q_head.weight, std=.5)
+    return Solver(act, kind, name)
+
+@pytest.fixture(scope='module')
+def solver(): return small_solver('sudoku-4x4')
+
+@pytest.fixture(scope='module')
+def traces(solver):
+    rows = generate(2, 4, seed=3)
+    grids = lambda tokens: [solver.puzzle.to_grid(t) for t in tokens]
+    return solver.trace(grids(rows.inputs), grids(rows.labels), mixing=[1, 4])
+
+
+# packs
+
+def test_packs_to_the_byte(traces):
+    data = trace_pack(traces[0], 'left')
+    about, arrays = unpack(data)
+    assert pack(about, arrays) == data                       # and so nothing is lost or added
+    for name in ('inputs', 'solution', 'answers', 'q_halt', 'halts', 'inner_answers', 'inner_confidence', 'inner_entropy', 'inner_change', 'inner_q_halt', 'move', 'path', 'cell_path'):
+        expected = getattr(traces[0], name)
+        assert (arrays[name].tobytes(), arrays[name].shape) == (expected.tobytes(), expected.shape), name
+    assert about['label'] == 'left' and about['basis'] and len(about['explained'][0]) == 3
+    assert [a['offset'] % 8 for a in json.loads(data[8:8 + int.from_bytes(data[4:8], 'little')])['arrays']] == [0] * len(arrays)
+
+def test_a_large_pack_is_small_enough():
+    trace = small_solver('sudoku', steps=16).trace('.' * 81)
+    assert len(gzip.compress(trace_pack(trace), 3)) < 400_000
+
+
+# pure functions of the module, in Node
+
+PROBE = '''
+import { readFileSync } from 'node:fs';
+import * as m from './explorer.mjs';
+const out = {}, packed = readFileSync('trace.pack'), { about, arrays } = m.unpack(packed);
+for (const [k, a] of Object.entries(arrays)) out[k] = [a.shape, Buffer.from(a.buffer, a.byteOffset, a.byteLength).toString('base64')];
+const t = m.readTrace({ about, arrays }), all = f => Array.from({ length: t.T }, (_, u) => f(u));
+out.names = all(u => m.nameOf(t, u));
+out.sources = ['', ...t.latents].map(n => all(u => m.sourceOf(t, u, n)));
+out.frames = ['step', 'cycle', 'update'].map(g => m.framesOf(t, g));
+out.at = [0, 2, 3, 5, 23].map(u => m.frameAt(m.framesOf(t, 'cycle'), u));
+out.read = all(u => [...m.readAt(t, u, t.readout).tokens]);
+out.just = all(u => [...m.readAt(t, u, '').tokens]);
+out.wrong = [...m.counts(t, '').wrong]; out.changed = [...m.counts(t, '').changed];
+out.order = m.restingOrder(t); out.givens = [...m.givensOf(t)];
+out.flips = [3, 7].map(c => m.flips(t, c, 'z_H'));
+out.aligned = [m.aligned(t, t, 7), m.aligned(t, { T: 9, U: 9 }, 5), m.aligned(t, { T: 9, U: 9 }, 23)];
+out.smooth = m.smooth([1, 2, 4, 8], 2); out.ticks = [m.ticks(0, 8), m.ticks(-3, 5, 4), m.whole(0, 2, 8), m.ticks(0, .3, 3), m.ticks(1, 1)];
+out.mix = [m.mix('#000000', '#ffffff', .5), m.mix('#102030', '#ffffff', 0), m.ramp(['#000000', '#ff0000', '#ffffff'], .5)];
+out.scaled = [...m.scaled([0, 1, 2])];
+const body = (data, cls = '') => ({ dataset: data, className: cls });
+out.dark = [m.isDark(body({ jpThemeLight: 'false' }), false), m.isDark(body({ jpThemeLight: 'true' }), true), m.isDark(body({ vscodeThemeKind: 'vscode-dark' }), false), m.isDark(body({}, 'quarto-light'), true), m.isDark(body({}), true)];
+out.inflated = Buffer.from(await m.inflate(readFileSync('trace.pack.gz'))).equals(packed);
+try { m.unpack(new Uint8Array(20)); } catch (e) { out.refused = e.message; }
+out.shifted = m.unpack(new DataView(new Uint8Array([7, 7, 7, ...packed]).buffer, 3)).arrays.inputs.length;
+console.log(JSON.stringify(out));
+'''
+
+@pytest.fixture(scope='module')
+def found(traces, tmp_path_factory):
+    node = shutil.which('node')
+    if not node: pytest.skip('no Node')
+    folder, data = tmp_path_factory.mktemp('node'), trace_pack(traces[0])
+    shutil.copy(static_file('explorer.js'), folder/'explorer.mjs')
+    (folder/'trace.pack').write_bytes(data), (folder/'trace.pack.gz').write_bytes(gzip.compress(data)), (folder/'probe.mjs').write_text(PROBE)
+    done = subprocess.run([node, 'probe.mjs'], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+def test_the_browser_reads_the_same_bytes(found, traces):
+    import base64
+    _, arrays = unpack(trace_pack(traces[0]))
+    for name, array in arrays.items(): assert found[name] == [list(array.shape), base64.b64encode(array.tobytes()).decode()], name
+    assert found['inflated'] and found['refused'] == 'this is not a pack' and found['shifted'] == 16
+
+def test_the_browser_reads_the_same_meaning(found, traces):
+    t = traces[0]
+    assert found['names'] == [f'step {a} · H {h + 1} · L {l + 1} · {t.latents[k]}' for a, h, l, k in t.index]
+    last = lambda u, n: max([v for v in t.of(n) if v <= u], default=-1)
+    assert found['sources'] == [list(range(t.updates))] + [[last(u, n) for u in range(t.updates)] for n in t.latents]
+    assert found['frames'] == [t.ends.tolist(), t.of('z_H').tolist(), list(range(t.updates))]
+    assert found['at'] == [0, 0, 0, 1, 7]
+    assert found['just'] == t.inner_answers.tolist() and found['read'][2] == t.inner_answers[2].tolist() and found['read'][0] == t.inputs.tolist()
+    assert [found['read'][u] for u in t.ends] == t.answers.tolist()
+    assert found['wrong'] == t.inner_wrong.sum(1).tolist() and found['changed'] == t.inner_changed.sum(1).tolist()
+    rest = np.where(t.changed, np.arange(t.steps)[:, None], 0).max(0)
+    assert found['order'] == np.lexsort((np.arange(16), rest)).tolist()
+    assert found['givens'] == (t.inputs != 1).astype(int).tolist()
+    for cell, flips in zip((3, 7), found['flips']):
+        seen = [r[cell] for r in found['read']]
+        assert flips == [dict(update=u, token=seen[u]) for u in range(len(seen)) if not u or seen[u] != seen[u - 1]]
+
+def test_small_functions(found):
+    assert found['aligned'] == [7, 8, 8]
+    assert found['smooth'] == pytest.approx([1, 5 / 3, (1 * .25 + 2 * .5 + 4) / 1.75, (1 * .125 + 2 * .25 + 4 * .5 + 8) / 1.875])
+    assert found['ticks'] == [[0, 2, 4, 6, 8], [-2, 0, 2, 4], [0, 1, 2], [0, .1, .2, .3], [1]]
+    assert found['mix'] == ['#808080', '#102030', [255, 0, 0]] and found['scaled'] == [0, 128, 255]
+    assert found['dark'] == [True, False, True, False, True]
+
+
+# pages without a kernel
+
+LOOK = "x => [x, document.querySelector('.trm').explorer][1]"
+CELL = '''([side, cell]) => { const x = document.querySelector('.trm').explorer, c = x.board[side].canvas, [rows, cols] = x.look().shape, s = (c.width - 4 * devicePixelRatio) / cols;
+  const r = Math.floor(cell / cols), q = cell % cols; return [...c.getContext('2d').getImageData(2 * devicePixelRatio + (q + .12) * s, 2 * devicePixelRatio + (r + .5) * s, 1, 1).data].slice(0, 3); }'''
+DO = "code => { const x = document.querySelector('.trm').explorer; return new Function('x', code)(x); }"
+
+def rgb(hex): return [int(hex[i:i + 2], 16) for i in (1, 3, 5)]
+
+def mixed(a, b, share): return [round(x + (y - x) * share) for x, y in zip(rgb(a), rgb(b))]
+
+def expected(trace, step, cell, sure=True):
+    "Colour of a cell's background after a step, in light mode."
+    if trace.wrong[step, cell]: return rgb('#fbdcc6')
+    if trace.inputs[cell] != 1: return rgb('#eceff2')
+    return mixed('#ffffff', '#9b6fb0', .8 * (1 - trace.inner_confidence[trace.ends[step], cell] / 255))
+
+@pytest.mark.slow
+def test_a_page_plays_offline(traces, tmp_path):
+    path = Player(traces, traces[::-1], labels=('one', 'other')).to_html(tmp_path/'play.html', 'Title')
+    with chromium() as browser:
+        page = offline(browser, viewport=dict(width=1200, height=900), color_scheme='light')
+        page.goto(path.as_uri())
+        page.wait_for_function(READY, timeout=20000)
+        for n, (trace, other) in enumerate(zip(traces, traces[::-1])):
+            page.locator('.trm select[title=puzzle]').select_option(str(n))
+            page.wait_for_function(f'''() => document.querySelector('.trm').explorer.sides.a.arrays.inputs.join() === "{','.join(map(str, trace.inputs))}"''')
+            pictures = []
+            for step in range(trace.steps):
+                page.evaluate(DO, f'x.setStep({step + 1})')
+                for cell in range(16):
+                    assert page.evaluate(CELL, ['a', cell]) == pytest.approx(expected(trace, step, cell), abs=1), (step, cell)
+                assert page.evaluate(CELL, ['b', 5]) == pytest.approx(expected(other, step, 5), abs=1)
+                pictures.append(page.evaluate("() => document.querySelector('.trm').explorer.panels.q.canvas.toDataURL()"))
+            assert len(set(pictures)) == trace.steps                                # the cursor moves
+        before = page.evaluate(DO, 'x.go(-Infinity); x.paint(); return x.u')
+        page.keyboard.press('Tab')
+        page.evaluate(DO, 'x.root.focus()')
+        page.keyboard.press('ArrowRight')
+        assert page.evaluate(DO, 'return x.u') > before
+        page.keyboard.press('Space')                                                # plays to the end
+        page.wait_for_function("() => { const x = document.querySelector('.trm').explorer; return !x.playing && x.u === x.sides.a.T - 1 }", timeout=20000)
+        page.evaluate(DO, "x.shade.value = 'reads'; x.pickCell(6, true)")
+        page.wait_for_function("() => document.querySelector('.trm').explorer.influences.size > 0")
+        assert page.bad == [] and page.asked == []
+
+@pytest.mark.slow
+def test_a_frame_in_a_notebook_plays(traces, tmp_path):
+    (tmp_path/'frame.html').write_text(f'<!doctype html><meta charset="utf-8"><body>{Player(traces[0])._repr_html_()}')
+    with chromium() as browser:
+        page = offline(browser)
+        page.goto((tmp_path/'frame.html').as_uri())
+        frame = page.frame_locator('iframe')
+        frame.locator('.trm canvas.trm-board').first.wait_for(timeout=20000)
+        frame.locator('button[title^="one on"]').click()
+        assert frame.locator('.trm-where').inner_text().startswith('step 1 · H 2') and page.bad == [] and page.asked == []
+
+SCRUB = '''async () => { const x = document.querySelector('.trm').explorer, times = [], n = x.frames.length; x.grain.value = 'update'; x.regrain(); await new Promise(requestAnimationFrame);
+  for (let i = 0; i < 60; i++) { const to = (i * 37) % x.frames.length, from = performance.now(); x.slider.value = String(to); x.slider.dispatchEvent(new Event('input')); while (x.shown !== x.frames[to]) await new Promise(requestAnimationFrame); times.push(performance.now() - from); }
+  return times; }'''
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['sudoku', 'arc'])
+def test_scrubbing_is_quick(name, tmp_path, record_property):
+    solver = small_solver(name, steps=16)
+    puzzle = '.' * 81 if name == 'sudoku' else np.tile(np.arange(10), (30, 3))
+    with chromium() as browser:
+        page = offline(browser, viewport=dict(width=1400, height=1000))
+        page.goto(solver.trace(puzzle).play().to_html(tmp_path/'play.html').as_uri())
+        page.wait_for_function(READY, timeout=60000)
+        times = page.evaluate(SCRUB)
+        print(f'{name}: a new frame after {statistics.median(times):.1f} ms (median), {max(times):.1f} ms at most')
+        assert statistics.median(times) < 50 and page.bad == []
+
+
+# in JupyterLab
+
+SETUP = '''
+import torch, numpy as np
+torch.set_num_threads(1)
+from trm_nb.data.format import PUZZLES
+from trm_nb.data.sudoku import generate
+from trm_nb.data.maze import generate_mazes
+from trm_nb.explore.solver import Solver
+from trm_nb.explore.widgets import Explorer
+from trm_nb.models.act import PuzzleShape
+from trm_nb.models.zoo import build_model
+def solver(name, steps=4):
+    kind = PUZZLES[name]
+    act = build_model(dict(name='trm', hidden_size=32, num_heads=2, H_cycles=2, L_cycles=2, puzzle_emb_ndim=0, puzzle_emb_len=1, halt_max_steps=steps), PuzzleShape(kind.vocab_size, kind.seq_len), seed=1)
+    return Solver(act, kind, name)
+empty = np.full((10, 10), ' '); empty[0, 0], empty[9, 9] = 'S', 'G'
+w = Explorer({'small': solver('sudoku-4x4'), 'maze': solver('maze-10x10')}, {'sudoku-4x4': generate(3, 4, seed=3), 'maze-10x10': [empty]})
+'''
+
+def notebook(folder, *cells):
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c.strip()) for c in cells], metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
+    nbformat.write(nb, folder/'explore.ipynb')
+    return folder/'explore.ipynb'
+
+def settled(page, condition='true', seconds=60):
+    "Wait until the explorer is not busy and a condition on `x` holds."
+    page.wait_for_function(f"() => {{ const x = document.querySelector('.trm')?.explorer; return x && x.sides.a && !x.busy && ({condition}) }}", timeout=1000 * seconds)
+
+def click_cell(page, cell, side='a'):
+    x, y = page.evaluate("([side, cell]) => { const x = document.querySelector('.trm').explorer, b = x.board[side].canvas.getBoundingClientRect(), [rows, cols] = x.look().shape, s = (b.width - 4) / cols; return [b.left + 2 + (cell % cols + .5) * s, b.top + 2 + (Math.floor(cell / cols) + .5) * s]; }", [side, cell])
+    page.mouse.click(x, y)
+
+def through(page):
+    "What a reader does with the explorer, in JupyterLab or Voila."
+    inputs = "x.sides.a.arrays.inputs"
+    settled(page)
+    page.locator('.trm').scroll_into_view_if_needed()
+    first = page.evaluate(DO, f'return [...{inputs}]')
+    page.get_by_role('button', name='to the beginning').click()
+    page.get_by_role('button', name='play or pause').click()
+    settled(page, '!x.playing && x.u === x.sides.a.T - 1')
+    page.locator('.trm-slider').focus()
+    page.keyboard.press('ArrowLeft')
+    settled(page, 'x.shown < x.sides.a.T - 1')
+    click_cell(page, 5)
+    settled(page, 'x.cell === 5')
+    assert 'row 2, column 2' in page.locator('.trm-left .trm-title').inner_text()
+    page.locator('.trm select[title^="what the colour"]').select_option('reads')
+    settled(page, 'x.influences.size === 1 && [...x.influences.values()][0].reads.length === 16')
+    page.locator('.trm select[title^="what the colour"]').select_option('patch')
+    settled(page, '[...x.influences.values()][0].patch?.length === 16')
+    page.locator('.trm select[title^="what the colour"]').select_option('sure')
+    # another puzzle, then an edited one
+    page.get_by_role('button', name='next puzzle').click()
+    settled(page, f'[...{inputs}].join() !== "{",".join(map(str, first))}"')
+    given = page.evaluate(DO, f'return [...{inputs}]')
+    blank, other = given.index(1), next(i for i, t in enumerate(given) if t > 1)
+    page.get_by_role('button', name='Edit', exact=True).click()
+    click_cell(page, other)
+    page.keyboard.press('Backspace')
+    page.keyboard.press('Enter')
+    settled(page, f'{inputs}[{other}] === 1 && x.draft === null')
+    # contradictory givens: shown, and solved anyway
+    page.get_by_role('button', name='Edit', exact=True).click()
+    for cell in (0, 1):
+        click_cell(page, cell)
+        page.keyboard.press('3')
+    page.keyboard.press('Enter')
+    page.get_by_text('Contradictory givens').wait_for()
+    page.get_by_role('button', name='Solve anyway').click()
+    settled(page, f'{inputs}[0] === 4 && {inputs}[1] === 4 && x.draft === null')
+    # pasted: refused, then taken
+    page.get_by_role('button', name='Paste', exact=True).click()
+    page.locator('.trm textarea').fill('123')
+    page.locator('.trm-drawer').get_by_role('button', name='Load').first.click()
+    page.get_by_text('16 cells, not 3').wait_for()
+    page.locator('.trm textarea').fill('1...' * 4)
+    page.locator('.trm-drawer').get_by_role('button', name='Load').first.click()
+    page.get_by_text('Contradictory givens').wait_for()
+    page.locator('.trm select[title=puzzle]').select_option('0')
+    settled(page, f'[...{inputs}].join() === "{",".join(map(str, first))}"')
+    # settings, and two of them side by side
+    page.get_by_role('button', name='Compare').click()
+    settled(page, 'x.sides.b !== null')
+    page.locator('fieldset[data-side=b] input[name=steps]').fill('2')
+    page.keyboard.press('Enter')
+    settled(page, 'x.sides.b && x.sides.b.steps === 2 && x.sides.a.steps === 4')
+    page.locator('fieldset[data-side=b] input[name=steps]').fill('0')
+    page.keyboard.press('Enter')
+    page.get_by_text("setting 'steps'").wait_for()
+
+@pytest.fixture(scope='module')
+def running(tmp_path_factory):
+    "A page of JupyterLab with the explorer, and the picture it took."
+    folder = tmp_path_factory.mktemp('lab')
+    notebook(folder, SETUP, 'w')
+    with chromium() as browser, lab(folder) as address:
+        page = watched(browser.new_context(viewport=dict(width=1400, height=1000), accept_downloads=True))
+        run_notebook(page, address, 'explore.ipynb')
+        yield page
+
+def ours(page): return [m for m in page.bad if 'trm' in m.lower() or 'explorer' in m.lower() or 'anywidget' in m.lower() or 'widget' in m.lower() or 'TypeError' in m]
+
+@pytest.mark.slow
+def test_in_jupyterlab(running):
+    through(running)
+    assert ours(running) == []
+
+@pytest.mark.slow
+def test_exports_in_jupyterlab(running):
+    settled(running)
+    for what, first in (('png', b'\x89PNG'), ('gif', b'GIF8'), ('npz', b'PK'), ('html', b'<!do')):
+        running.get_by_role('button', name='Export').click()
+        with running.expect_download(timeout=60000) as download: running.locator(f'[data-export={what}]').click()
+        assert open(download.value.path(), 'rb').read(4).startswith(first), what
+
+@pytest.mark.slow
+def test_another_kind_in_jupyterlab(running):
+    running.locator('.trm select[title=model]').select_option('maze')
+    settled(running, 'x.sides.a.cells === 100 && x.sides.b === null')
+    running.evaluate(DO, "x.model.send({ type: 'model', name: 'runs/gone' })")
+    running.locator('.trm-error').get_by_text('runs/gone').wait_for()
+    running.locator('.trm select[title=model]').select_option('small')
+    settled(running, 'x.sides.a.cells === 16')
+
+@pytest.mark.slow
+def test_left_off_in_jupyterlab(running):
+    "Cancelled by the button, and by an interrupt of the idle kernel; usable after both."
+    interrupt = "() => window.jupyterapp.shell.currentWidget.context.sessionContext.session.kernel.interrupt()"
+    for stop in (lambda: running.get_by_role('button', name='Cancel').click(), lambda: running.evaluate(interrupt)):
+        running.evaluate(DO, "x.model.send({ type: 'solve', a: { settings: { steps: 500 } }, b: null, tokens: null })")
+        running.wait_for_function("() => document.querySelector('.trm').explorer.model.get('status').done > 0")
+        stop()
+        running.get_by_text('left off after step').wait_for()
+        running.evaluate(DO, "x.model.send({ type: 'solve', a: { settings: { steps: 3 } }, b: null, tokens: null })")
+        settled(running, 'x.sides.a.steps === 3')
+    assert running.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"], .jp-RenderedText[data-mime-type*=error]').count() == 0
+
+@pytest.mark.slow
+def test_scrubbing_in_jupyterlab(running):
+    settled(running)
+    times = running.evaluate(SCRUB)
+    print(f'JupyterLab: a new frame after {statistics.median(times):.1f} ms (median), {max(times):.1f} ms at most')
+    assert statistics.median(times) < 50
+
+@pytest.mark.slow
+def test_in_voila(tmp_path):
+    pytest.importorskip('voila')
+    path = notebook(tmp_path, SETUP, 'w')
+    with chromium() as browser, voila(tmp_path, path) as address:
+        page = watched(browser.new_context(viewport=dict(width=1200, height=1000)))
+        page.goto(address)
+        page.wait_for_selector('.trm canvas.trm-board', timeout=90000)
+        through(page)
+        assert ours(page) == []
