@@ -53,14 +53,21 @@ def movie_frames(
         _curve(top, q, i + 1, len(titles), 'q_halt', COLOURS['answer'])
         top.axhline(0, color=COLOURS['ink'], lw=.8, ls='--')
         _curve(bottom, count, i + 1, len(titles), 'changed cells' if trace.solution is None else 'wrong cells', COLOURS['wrong'])
+        bottom.set_xlabel('update of the answer' if inner else 'ACT step', size=9, color=COLOURS['soft'])
         file = io.BytesIO()
         picture.savefig(file, format='png')
         yield Image.open(file).convert('RGB')
 
 # %% ../../nbs/04_explore/028_movie.ipynb #c008
+def _sheet(frames):
+    "Frames side by side."
+    sheet = Image.new('RGB', (frames[0].width * len(frames), frames[0].height))
+    for i, f in enumerate(frames): sheet.paste(f, (i * f.width, 0))
+    return sheet
+
 def _save_gif(frames, file, fps):
-    "A GIF that loops."
-    palette = frames[-1].quantize(128)
+    "A GIF that loops; its palette comes from frames of all parts."
+    palette = _sheet(frames[::max(1, len(frames) // 5)]).quantize(160, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     small = [f.quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
     small[0].save(file, format='gif', save_all=True, append_images=small[1:], duration=[*[round(1000 / fps)] * (len(small) - 1), 2000], loop=0, optimize=True)
 
