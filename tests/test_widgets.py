@@ -241,11 +241,11 @@ def through(page):
     click_cell(page, 5)
     settled(page, 'x.cell === 5')
     assert 'row 2, column 2' in page.locator('.trm-left .trm-title').inner_text()
-    page.locator('.trm select[title^="what the colour"]').select_option('reads')
+    page.locator('.trm select[title="what the colour of a cell shows"]').select_option('reads')
     settled(page, 'x.influences.size === 1 && [...x.influences.values()][0].reads.length === 16')
-    page.locator('.trm select[title^="what the colour"]').select_option('patch')
+    page.locator('.trm select[title="what the colour of a cell shows"]').select_option('patch')
     settled(page, '[...x.influences.values()][0].patch?.length === 16')
-    page.locator('.trm select[title^="what the colour"]').select_option('sure')
+    page.locator('.trm select[title="what the colour of a cell shows"]').select_option('sure')
     # another puzzle, then an edited one
     page.get_by_role('button', name='next puzzle').click()
     settled(page, f'[...{inputs}].join() !== "{",".join(map(str, first))}"')
@@ -278,10 +278,10 @@ def through(page):
     # settings, and two of them side by side
     page.get_by_role('button', name='Compare').click()
     settled(page, 'x.sides.b !== null')
-    page.locator('fieldset[data-side=b] input[name=steps]').fill('2')
+    page.locator('fieldset[data-side=b] input[name=steps]').press_sequentially('2')
     page.keyboard.press('Enter')
     settled(page, 'x.sides.b && x.sides.b.steps === 2 && x.sides.a.steps === 4')
-    page.locator('fieldset[data-side=b] input[name=steps]').fill('0')
+    page.locator('fieldset[data-side=b] input[name=steps]').press_sequentially('000')
     page.keyboard.press('Enter')
     page.get_by_text("setting 'steps'").wait_for()
 

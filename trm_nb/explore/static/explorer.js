@@ -256,7 +256,7 @@ function marksOf(ctx, v, s, theme) {
   if (painted) { ctx.strokeStyle = LIGHT.ink; ctx.lineWidth = Math.max(.6, s * .05); ctx.stroke(); }
   at(wrong, strike);
   if (painted) { ctx.strokeStyle = '#ffffff'; ctx.lineWidth = Math.max(2, s * .16); ctx.stroke(); }
-  ctx.strokeStyle = painted ? LIGHT.wrong : theme.wrong; ctx.lineWidth = Math.max(1, s * (painted ? .09 : .05)); ctx.stroke();
+  ctx.strokeStyle = painted ? LIGHT.wrong : theme.wrong; ctx.lineWidth = Math.min(3, Math.max(1, s * (painted ? .09 : .05))); ctx.stroke();
 }
 
 function linesOf(ctx, v, s, theme) {
@@ -271,7 +271,7 @@ function linesOf(ctx, v, s, theme) {
 
 /** Draw a board: v has look, tokens, given, before, wrong, sure, heat, diverging, clash, cell. */
 export function drawBoard(canvas, width, v, theme) {
-  const [rows, cols] = v.look.shape, s = Math.max(4, Math.floor(Math.min((width - 4) / cols, (width - 4) * 1.15 / rows)));
+  const [rows, cols] = v.look.shape, s = Math.max(4, Math.floor(Math.min((width - 4) / cols, (width - 4) * 1.15 / rows, 72)));
   const ctx = fit(canvas, cols * s + 4, rows * s + 4);
   if (canvas.style.width !== cols * s + 4 + 'px') canvas.style.width = cols * s + 4 + 'px';
   if (canvas.style.height !== rows * s + 4 + 'px') canvas.style.height = rows * s + 4 + 'px';
