@@ -37,7 +37,7 @@ def hub(tmp_path, monkeypatch):
     from huggingface_hub import constants
     with FakeHub(part=100_000) as hub:
         for name, value in hub.env(tmp_path/'cache').items(): monkeypatch.setenv(name, value)
-        for name, value in dict(ENDPOINT=hub.url, HUGGINGFACE_CO_URL_TEMPLATE=hub.url + '/{repo_id}/resolve/{revision}/{filename}', HF_HUB_CACHE=str(tmp_path/'cache/hub'), HF_HUB_DISABLE_XET=True, HF_HUB_DISABLE_SHARED_BLOBS=True).items(): monkeypatch.setattr(constants, name, value, raising=False)
+        for name, value in hub.constants(tmp_path/'cache').items(): monkeypatch.setattr(constants, name, value, raising=False)
         for name in ('HUGGINGFACE_TOKEN', 'HUGGINGFACE_MODEL_REPO', 'HUGGINGFACE_DATASET_REPO', 'TRM_AUTO_PUBLISH', 'TRI_AUTO_PUBLISH'): monkeypatch.delenv(name, raising=False)
         hub.slept = []
         monkeypatch.setattr(time, 'sleep', hub.slept.append)
@@ -331,6 +331,7 @@ def test_auto_publish_from_the_environment(hub, monkeypatch):
     assert wanted(None) == AutoPublish() and wanted(AutoPublish(when='no')) is None
     for pair, found in (('auto_publish=true', 'end'), ('auto_publish=false', 'no'), ('auto_publish.when=best', 'best')): assert load_config('demo', pair).auto_publish.when == found
     with pytest.raises(UserError, match='auto_publish'): load_config('demo', 'auto_publish.when=sometimes')
+    with pytest.raises(UserError, match="did you mean 'when'"): load_config('demo', 'auto_publish.wen=best')
 
 
 # space

@@ -39,13 +39,13 @@ import trm_nb
 from trm_nb.data.resources import experiments_path
 print(trm_nb.__file__)
 print(experiments_path())
-print(*sorted(p.relative_to(experiments_path()).as_posix() for p in experiments_path().rglob("*") if p.is_file()))
+print(*sorted(p.relative_to(experiments_path()).as_posix() for p in experiments_path().rglob("*") if p.is_file() and p.suffix != ".pyc"))
 '''
 
 def test_experiments_are_inside(root, installed, tmp_path):
     package, folder, names = call(installed/'python', '-c', FIND, cwd=tmp_path).splitlines()
     assert Path(folder) == Path(package).parent/'experiments'
-    shipped = [p.relative_to(root/'experiments') for p in (root/'experiments').rglob('*') if p.is_file()]
+    shipped = [p.relative_to(root/'experiments') for p in (root/'experiments').rglob('*') if p.is_file() and p.suffix != '.pyc']
     assert set(names.split()) == {p.as_posix() for p in shipped if not any(part[0] == '.' for part in p.parts)}
 
 def test_nothing_optional_is_needed(installed, tmp_path):

@@ -10,7 +10,7 @@ __all__ = ['UserError', 'MissingExtra', 'suggest', 'Settings', 'explain', 'check
 import difflib, hashlib, json, os, shutil, tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Iterable
+from typing import Any, Callable, Iterable, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 # %% ../../nbs/01_data/00_basics.ipynb #c005
@@ -39,11 +39,15 @@ class Settings(BaseModel):
     "Base of every settings section: unknown keys and wrong types are errors, also on assignment."
     model_config = ConfigDict(extra='forbid', validate_assignment=True, protected_namespaces=())
 
+def _settings_in(annotation):
+    "The settings class of an annotation, also of an optional one."
+    return next((a for a in get_args(annotation) if isinstance(a, type) and issubclass(a, BaseModel)), annotation)
+
 def _field_names(cls, path):
     "Names of the settings allowed at `path` below the settings class `cls`."
     for part in path:
         field = cls.model_fields.get(str(part)) if isinstance(cls, type) and issubclass(cls, BaseModel) else None
-        cls = field.annotation if field else None
+        cls = _settings_in(field.annotation) if field else None
     return list(cls.model_fields) if isinstance(cls, type) and issubclass(cls, BaseModel) else []
 
 def explain(
