@@ -512,18 +512,18 @@ def test_analyses_of_every_architecture(name):
 def test_movie(real, tmp_path, monkeypatch):
     from PIL import Image
     trace = real.trace(puzzles(2)[1] - 1, TEXT)
-    film = Image.open(trace.save_movie(tmp_path/'a.gif'))
+    film = Image.open(movie.save_movie(trace, tmp_path/'a.gif'))
     assert film.n_frames == 4 and len({film.seek(i) or film.size for i in range(4)}) == 1
     film.seek(3)
     assert film.info['duration'] == 2000
     monkeypatch.setitem(sys.modules, 'imageio_ffmpeg', None)
-    with pytest.raises(MissingExtra, match=r'trm_nb\[video\]'): trace.save_movie(tmp_path/'a.mp4')
+    with pytest.raises(MissingExtra, match=r'trm_nb\[video\]'): movie.save_movie(trace, tmp_path/'a.mp4')
     assert not (tmp_path/'a.mp4').exists()
-    with pytest.raises(UserError, match='.gif or an .mp4'): trace.save_movie(tmp_path/'a.avi')
+    with pytest.raises(UserError, match='.gif or an .mp4'): movie.save_movie(trace, tmp_path/'a.avi')
 
 
 def test_movie_as_mp4(real, tmp_path):
     reader = pytest.importorskip('imageio_ffmpeg')
-    path = real.trace(puzzles(2)[1] - 1).save_movie(tmp_path/'a.mp4')
+    path = movie.save_movie(real.trace(puzzles(2)[1] - 1), tmp_path/'a.mp4')
     about = next(reader.read_frames(str(path)))
     assert about['codec'] == 'h264' and about['size'] == (560, 300)

@@ -96,6 +96,3 @@ def save_movie(
     frames = list(tqdm(movie_frames(trace, inner, dpi), unit='frame', leave=False, mininterval=.2, disable=not progress))
     with atomic_file(path) as temporary: save(frames, temporary, fps)
     return path
-
-# %% ../../nbs/04_explore/028_movie.ipynb #c009
-Trace.save_movie = save_movie

@@ -24,13 +24,18 @@ from ..models.layers import Attention, Stack, SwiGLU, rotate
 # %% ../../nbs/04_explore/025_record.ipynb #c005
 class Moments:
     "Sums over latents that principal components are computed from."
-    def __init__(self): self.count, self.sum, self.products, self.reach = 0, 0., 0., 0.
+    def __init__(self): self.count, self.sum, self.products, self.reach, self.waiting = 0, 0., 0., 0., []
 
     def add(self,
         latents:Tensor, # (..., feature)
     ):
-        "Count these latents too."
-        x = latents.reshape(-1, latents.shape[-1]).float()
+        "Count these latents too; they wait until there are enough for a large product."
+        self.waiting.append(latents.reshape(-1, latents.shape[-1]).float())
+        if sum(map(len, self.waiting)) >= 2000: self._count()
+
+    def _count(self):
+        if not self.waiting: return
+        x, self.waiting = torch.cat(self.waiting), []
         self.count += len(x)
         self.sum = self.sum + x.sum(0).double()
         self.products = self.products + (x.T @ x).double()
@@ -40,6 +45,7 @@ class Moments:
         components:int=3, # how many
     )->Basis:
         "The first principal components; each one's largest entry is positive, so that signs do not depend on chance."
+        self._count()
         mean = self.sum / self.count
         values, vectors = torch.linalg.eigh(self.products / self.count - torch.outer(mean, mean))
         found = F.pad(vectors.flip(1).T[:components], (0, 0, 0, max(0, components - len(vectors))))
