@@ -1,5 +1,5 @@
 """A loopback Hub that huggingface_hub uploads to and downloads from: models, datasets and Spaces, with faults on request."""
-import base64, hashlib, json, re, threading
+import base64, hashlib, json, os, re, threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlparse
@@ -118,6 +118,16 @@ class FakeHub:
         "Environment of a client of this Hub."
         settings = dict(HF_ENDPOINT=self.url, HF_HOME=str(home), HF_HUB_DISABLE_XET='1', HF_HUB_DISABLE_TELEMETRY='1', HF_HUB_DISABLE_PROGRESS_BARS='1')
         return settings | ({'HF_TOKEN': self.token} if token else {})
+
+    def constants(self, home):
+        "What huggingface_hub read from such an environment, had it not been imported before."
+        return dict(ENDPOINT=self.url, HUGGINGFACE_CO_URL_TEMPLATE=self.url + '/{repo_id}/resolve/{revision}/{filename}', HF_HUB_CACHE=f'{home}/hub', HF_HUB_DISABLE_XET=True, HF_HUB_DISABLE_SHARED_BLOBS=True)
+
+    def use(self, home):
+        "Turn this process towards this Hub, for a notebook that may share it with others."
+        from huggingface_hub import constants
+        os.environ |= self.env(home)
+        for name, value in self.constants(home).items(): setattr(constants, name, value)
 
     def fail(self, pattern, status=500, times=1, cut=None, **headers):
         "Let the next `times` requests that match go wrong."
