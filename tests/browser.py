@@ -1,5 +1,5 @@
 """Chromium by Playwright, and servers of Jupyter, for the tests that need them; skips where they are absent."""
-import contextlib, os, shutil, socket, subprocess, sys, time, urllib.request
+import contextlib, os, shutil, socket, subprocess, sys, time, urllib.error, urllib.request
 from pathlib import Path
 import pytest
 
@@ -44,7 +44,8 @@ def wait_for(url, process, seconds=90):
     end = time.time() + seconds
     while time.time() < end and process.poll() is None:
         try: return urllib.request.urlopen(url, timeout=2).status
-        except Exception: time.sleep(.3)
+        except urllib.error.HTTPError as e: return e.code
+        except OSError: time.sleep(.3)
     raise RuntimeError(f'no server at {url}')
 
 @contextlib.contextmanager

@@ -120,6 +120,10 @@ def test_small_functions(found):
 
 # pages without a kernel
 
+@pytest.fixture(scope='module')
+def browser():
+    with chromium() as found: yield found
+
 LOOK = "x => [x, document.querySelector('.trm').explorer][1]"
 CELL = '''([side, cell]) => { const x = document.querySelector('.trm').explorer, c = x.board[side].canvas, [rows, cols] = x.look().shape, s = (c.width - 4 * devicePixelRatio) / cols;
   const r = Math.floor(cell / cols), q = cell % cols; return [...c.getContext('2d').getImageData(2 * devicePixelRatio + (q + .12) * s, 2 * devicePixelRatio + (r + .5) * s, 1, 1).data].slice(0, 3); }'''
@@ -136,44 +140,42 @@ def expected(trace, step, cell, sure=True):
     return mixed('#ffffff', '#9b6fb0', .8 * (1 - trace.inner_confidence[trace.ends[step], cell] / 255))
 
 @pytest.mark.slow
-def test_a_page_plays_offline(traces, tmp_path):
+def test_a_page_plays_offline(traces, tmp_path, browser):
     path = Player(traces, traces[::-1], labels=('one', 'other')).to_html(tmp_path/'play.html', 'Title')
-    with chromium() as browser:
-        page = offline(browser, viewport=dict(width=1200, height=900), color_scheme='light')
-        page.goto(path.as_uri())
-        page.wait_for_function(READY, timeout=20000)
-        for n, (trace, other) in enumerate(zip(traces, traces[::-1])):
-            page.locator('.trm select[title=puzzle]').select_option(str(n))
-            page.wait_for_function(f'''() => document.querySelector('.trm').explorer.sides.a.arrays.inputs.join() === "{','.join(map(str, trace.inputs))}"''')
-            pictures = []
-            for step in range(trace.steps):
-                page.evaluate(DO, f'x.setStep({step + 1})')
-                for cell in range(16):
-                    assert page.evaluate(CELL, ['a', cell]) == pytest.approx(expected(trace, step, cell), abs=1), (step, cell)
-                assert page.evaluate(CELL, ['b', 5]) == pytest.approx(expected(other, step, 5), abs=1)
-                pictures.append(page.evaluate("() => document.querySelector('.trm').explorer.panels.q.canvas.toDataURL()"))
-            assert len(set(pictures)) == trace.steps                                # the cursor moves
-        before = page.evaluate(DO, 'x.go(-Infinity); x.paint(); return x.u')
-        page.keyboard.press('Tab')
-        page.evaluate(DO, 'x.root.focus()')
-        page.keyboard.press('ArrowRight')
-        assert page.evaluate(DO, 'return x.u') > before
-        page.keyboard.press('Space')                                                # plays to the end
-        page.wait_for_function("() => { const x = document.querySelector('.trm').explorer; return !x.playing && x.u === x.sides.a.T - 1 }", timeout=20000)
-        page.evaluate(DO, "x.shade.value = 'reads'; x.pickCell(6, true)")
-        page.wait_for_function("() => document.querySelector('.trm').explorer.influences.size > 0")
-        assert page.bad == [] and page.asked == []
+    page = offline(browser, viewport=dict(width=1200, height=900), color_scheme='light')
+    page.goto(path.as_uri())
+    page.wait_for_function(READY, timeout=20000)
+    for n, (trace, other) in enumerate(zip(traces, traces[::-1])):
+        page.locator('.trm select[title=puzzle]').select_option(str(n))
+        page.wait_for_function(f'''() => document.querySelector('.trm').explorer.sides.a.arrays.inputs.join() === "{','.join(map(str, trace.inputs))}"''')
+        pictures = []
+        for step in range(trace.steps):
+            page.evaluate(DO, f'x.setStep({step + 1})')
+            for cell in range(16):
+                assert page.evaluate(CELL, ['a', cell]) == pytest.approx(expected(trace, step, cell), abs=1), (step, cell)
+            assert page.evaluate(CELL, ['b', 5]) == pytest.approx(expected(other, step, 5), abs=1)
+            pictures.append(page.evaluate("() => document.querySelector('.trm').explorer.panels.q.canvas.toDataURL()"))
+        assert len(set(pictures)) == trace.steps                                # the cursor moves
+    before = page.evaluate(DO, 'x.go(-Infinity); x.paint(); return x.u')
+    page.keyboard.press('Tab')
+    page.evaluate(DO, 'x.root.focus()')
+    page.keyboard.press('ArrowRight')
+    assert page.evaluate(DO, 'return x.u') > before
+    page.keyboard.press('Space')                                                # plays to the end
+    page.wait_for_function("() => { const x = document.querySelector('.trm').explorer; return !x.playing && x.u === x.sides.a.T - 1 }", timeout=20000)
+    page.evaluate(DO, "x.shade.value = 'reads'; x.pickCell(6, true)")
+    page.wait_for_function("() => document.querySelector('.trm').explorer.influences.size > 0")
+    assert page.bad == [] and page.asked == []
 
 @pytest.mark.slow
-def test_a_frame_in_a_notebook_plays(traces, tmp_path):
+def test_a_frame_in_a_notebook_plays(traces, tmp_path, browser):
     (tmp_path/'frame.html').write_text(f'<!doctype html><meta charset="utf-8"><body>{Player(traces[0])._repr_html_()}')
-    with chromium() as browser:
-        page = offline(browser)
-        page.goto((tmp_path/'frame.html').as_uri())
-        frame = page.frame_locator('iframe')
-        frame.locator('.trm canvas.trm-board').first.wait_for(timeout=20000)
-        frame.locator('button[title^="one on"]').click()
-        assert frame.locator('.trm-where').inner_text().startswith('step 1 · H 2') and page.bad == [] and page.asked == []
+    page = offline(browser)
+    page.goto((tmp_path/'frame.html').as_uri())
+    frame = page.frame_locator('iframe')
+    frame.locator('.trm canvas.trm-board').first.wait_for(timeout=20000)
+    frame.locator('button[title^="one on"]').click()
+    assert frame.locator('.trm-where').inner_text().startswith('step 1 · H 2') and page.bad == [] and page.asked == []
 
 SCRUB = '''async () => { const x = document.querySelector('.trm').explorer, times = [], n = x.frames.length; x.grain.value = 'update'; x.regrain(); await new Promise(requestAnimationFrame);
   for (let i = 0; i < 60; i++) { const to = (i * 37) % x.frames.length, from = performance.now(); x.slider.value = String(to); x.slider.dispatchEvent(new Event('input')); while (x.shown !== x.frames[to]) await new Promise(requestAnimationFrame); times.push(performance.now() - from); }
@@ -181,16 +183,15 @@ SCRUB = '''async () => { const x = document.querySelector('.trm').explorer, time
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['sudoku', 'arc'])
-def test_scrubbing_is_quick(name, tmp_path, record_property):
+def test_scrubbing_is_quick(name, tmp_path, browser):
     solver = small_solver(name, steps=16)
     puzzle = '.' * 81 if name == 'sudoku' else np.tile(np.arange(10), (30, 3))
-    with chromium() as browser:
-        page = offline(browser, viewport=dict(width=1400, height=1000))
-        page.goto(solver.trace(puzzle).play().to_html(tmp_path/'play.html').as_uri())
-        page.wait_for_function(READY, timeout=60000)
-        times = page.evaluate(SCRUB)
-        print(f'{name}: a new frame after {statistics.median(times):.1f} ms (median), {max(times):.1f} ms at most')
-        assert statistics.median(times) < 50 and page.bad == []
+    page = offline(browser, viewport=dict(width=1400, height=1000))
+    page.goto(solver.trace(puzzle).play().to_html(tmp_path/'play.html').as_uri())
+    page.wait_for_function(READY, timeout=60000)
+    times = page.evaluate(SCRUB)
+    print(f'{name}: a new frame after {statistics.median(times):.1f} ms (median), {max(times):.1f} ms at most')
+    assert statistics.median(times) < 50 and page.bad == []
 
 
 # in JupyterLab
@@ -281,16 +282,17 @@ def through(page):
     page.locator('fieldset[data-side=b] input[name=steps]').press_sequentially('2')
     page.keyboard.press('Enter')
     settled(page, 'x.sides.b && x.sides.b.steps === 2 && x.sides.a.steps === 4')
-    page.locator('fieldset[data-side=b] input[name=steps]').press_sequentially('000')
+    page.locator('fieldset[data-side=b] input[name=steps]').press('Control+a')
+    page.keyboard.type('0')
     page.keyboard.press('Enter')
     page.get_by_text("setting 'steps'").wait_for()
 
 @pytest.fixture(scope='module')
-def running(tmp_path_factory):
+def running(tmp_path_factory, browser):
     "A page of JupyterLab with the explorer, and the picture it took."
     folder = tmp_path_factory.mktemp('lab')
     notebook(folder, SETUP, 'w')
-    with chromium() as browser, lab(folder) as address:
+    with lab(folder) as address:
         page = watched(browser.new_context(viewport=dict(width=1400, height=1000), accept_downloads=True))
         run_notebook(page, address, 'explore.ipynb')
         yield page
@@ -340,10 +342,10 @@ def test_scrubbing_in_jupyterlab(running):
     assert statistics.median(times) < 50
 
 @pytest.mark.slow
-def test_in_voila(tmp_path):
+def test_in_voila(tmp_path, browser):
     pytest.importorskip('voila')
     path = notebook(tmp_path, SETUP, 'w')
-    with chromium() as browser, voila(tmp_path, path) as address:
+    with voila(tmp_path, path) as address:
         page = watched(browser.new_context(viewport=dict(width=1200, height=1000)))
         page.goto(address)
         page.wait_for_selector('.trm canvas.trm-board', timeout=90000)

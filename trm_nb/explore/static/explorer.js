@@ -681,6 +681,7 @@ export class Explorer {
   }
 
   keyed(e) {
+    if (e.key === 'Enter' && e.target.type === 'number') { e.preventDefault(); return this.solve(); }  // JupyterLab keeps Enter from fields
     if (e.target.matches?.('textarea, input:not([type=range]), select') || e.ctrlKey || e.metaKey || e.altKey) return;
     const [rows, cols] = this.look()?.shape || [1, 1], done = () => { e.preventDefault(); e.stopPropagation(); };
     const moves = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -cols, ArrowDown: cols };
