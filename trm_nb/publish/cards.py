@@ -58,7 +58,9 @@ class Subject:
     @property
     def dataset(self)->str:
         "Name of what it learned from."
-        return Path((self.metadata.get('data') or {}).get('path') or self.metadata.get('puzzle') or 'data').name
+        data = self.metadata.get('data') or {}
+        paths = [p['path'] for p in data.get('places') or []] or [data.get('path') or self.metadata.get('puzzle') or 'data']
+        return ' + '.join(Path(p).name for p in paths)
 
 def run_of(
     checkpoint:Path, # folder with the weights
@@ -99,8 +101,9 @@ def example_of(
     config:dict, # of its run
 )->dict: # puzzle, answer, identifier
     "A puzzle to try."
-    paths = [(config.get('data') or {}).get('test_path'), (metadata.get('data') or {}).get('path')]
-    for path in filter(None, paths):
+    named, data = (config.get('data') or {}).get('test_path') or [], metadata.get('data') or {}
+    folders = [named] if isinstance(named, str) else named
+    for path in filter(None, [*folders, *(p['path'] for p in data.get('places') or []), data.get('path')]):
         if 'test' in splits_of(path): return first_puzzle(PuzzleDataset.read(path, 'test', validate=False))
     puzzle = PUZZLES[metadata.get('puzzle') or 'sudoku']
     return dict(puzzle=one_line(puzzle, np.full(puzzle.seq_len, look_of(puzzle).blank or 1)), answer=None, identifier=0)
@@ -191,7 +194,8 @@ def leak_text(
     if not leak: return 'Whether test puzzles are in the training set was not checked.'
     shared = leak['puzzles']
     end = ': accuracy on these measures memory' if shared else ''
-    return f"Of {leak['checked']:,} test puzzles checked, {shared:,} are in the training set up to symmetry{end}. ({leak['solutions']:,} of their solution grids are, up to symmetry.)"
+    told = f" The answers of {leak['tasks']:,} tested tasks are in the training set." if leak.get('tasks') else ''
+    return f"Of {leak['checked']:,} test puzzles checked, {shared:,} are in the training set up to symmetry{end}. ({leak['solutions']:,} of their solution grids are, up to symmetry.){told}"
 
 def _chosen_on_test(subject):
     best, evaluated = subject.metadata.get('best') or {}, [r for r in subject.rows if r.get('kind') == 'eval']
