@@ -286,7 +286,7 @@ export function drawBoard(canvas, width, v, theme) {
 
 /** The places of a plot's axes. */
 function frame(width, height, [x0, x1], [y0, y1], log) {
-  const box = { left: 38, right: width - 10, top: 8, bottom: height - 20 }, f = log ? Math.log10 : v => v;
+  const box = { left: 42, right: width - 10, top: 8, bottom: height - 20 }, f = log ? Math.log10 : v => v;
   const [a, b] = [f(y0), f(y1)];
   return { ...box, x: v => box.left + (v - x0) / (x1 - x0 || 1) * (box.right - box.left), y: v => box.bottom - (f(v) - a) / (b - a || 1) * (box.bottom - box.top),
     back: px => x0 + (px - box.left) / (box.right - box.left) * (x1 - x0) };
@@ -373,6 +373,12 @@ function save(name, blob) {
   const link = h('a', { href: URL.createObjectURL(blob), download: name });
   document.body.append(link); link.click(); link.remove();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}
+
+/** Lay a widget out when it is seen again: pages hide their parts while they change themselves. */
+function later(widget) {
+  widget.seenWidth = 0; widget.stale = (widget.stale || 0) + 1;
+  if (widget.stale < 20) setTimeout(() => widget.stale && widget.relayout(), 100 * widget.stale);
 }
 
 /** A titled canvas: `base` is drawn when data, size or colours change, `over` at every frame. */
@@ -501,7 +507,7 @@ export class Explorer {
     this.panels = {
       q: new Panel('q_halt', 132, { base: (...x) => this.baseHalting(...x), over: (ctx, s, theme) => { over(ctx, s, theme); this.overHalting(ctx, s, theme); }, press: time }),
       cells: new Panel('Cells', 132, { base: (...x) => this.baseCells(...x), over, press: time }),
-      move: new Panel('Movement of the latents (rms)', 150, { base: (...x) => this.baseMove(...x), over, press: time }),
+      move: new Panel('Movement (rms)', 150, { base: (...x) => this.baseMove(...x), over, press: time }),
       path: new Panel('Path', 150, { base: (...x) => this.basePath(...x), over: (...x) => this.overPath(...x) }),
       heat: new Panel('Every cell, every update', 190, { wide: true, tools: [this.heat], base: (...x) => this.baseHeat(...x), over: (...x) => this.overHeat(...x), press: (x, y, s, first) => this.pressHeat(x, y, s, first) }),
       cell: new Panel('A cell', 120, { wide: true, base: (...x) => this.baseCell(...x), over: (ctx, s, theme) => { if (s.f) over(ctx, s, theme); }, press: time }),
@@ -734,8 +740,10 @@ export class Explorer {
   look() { return this.draft || !this.sides.a ? this.info?.look || this.sides.a?.look : this.sides.a.look; }
 
   relayout() {
-    if (!this.theme || !this.info) return;
     const w = this.root.clientWidth;
+    if (!this.theme || !this.info) return;
+    if (!w) return later(this);
+    this.stale = 0;
     this.root.classList.toggle('trm-narrow', w < 700);
     this.root.classList.toggle('trm-big', w >= 1150);
     this.root.classList.toggle('trm-two', !!this.sides.b && !this.draft);
@@ -890,7 +898,7 @@ export class Explorer {
     const a = this.sides.a, name = this.panels?.path.title;
     if (!a?.arrays.path) return null;
     const cell = this.cell >= 0 && a.arrays.cell_path && this.cell < a.cells ? this.cell : -1;
-    if (name) name.textContent = cell < 0 ? 'Path of the mean latent' : `Path of ${this.cellName(cell)}`;
+    if (name) name.textContent = cell < 0 ? 'Path of the mean' : `Path, ${this.cellName(cell)}`;
     const shared = this.sides.b && this.sides.b.basis === a.basis, groups = this.sides.b && !shared ? [['a'], ['b']] : [SIDES.filter(s => this.sides[s])];
     const plots = groups.map((sides, i) => {
       const w = width / groups.length, tracks = sides.flatMap(s => this.sides[s].latents.map((n, k) => ({ side: s, k, points: this.track(this.sides[s], n, cell) })));
@@ -901,7 +909,8 @@ export class Explorer {
       for (const t of tracks) curve(ctx, f, t.points.map(p => p.x), t.points.map(p => p.y), theme.cycle[(t.k + (t.side === 'b' && shared ? 2 : 0)) % 7], { width: 1, alpha: .3 });
       ctx.font = `10px ${FONT}`; ctx.fillStyle = theme.soft; ctx.textAlign = 'center'; ctx.textBaseline = 'top';
       const part = this.sides[sides[0]].explained?.[cell < 0 ? 0 : 1];
-      ctx.fillText(part ? `component 1 (${Math.round(100 * part[0])}%), up: 2 (${Math.round(100 * part[1])}%)` : 'components 1 and 2', (f.left + f.right) / 2, f.bottom + 7);
+      const share = part && part.map(p => `(${Math.round(100 * p)}%)`);
+      ctx.fillText(w < 180 ? (part ? `1 ${share[0]}, up: 2 ${share[1]}` : '1, up: 2') : part ? `component 1 ${share[0]}, up: 2 ${share[1]}` : 'components 1 and 2', (f.left + f.right) / 2, f.bottom + 7);
       if (i === 0) this.panels.path.key([...a.latents.map((n, k) => [n, theme.cycle[k % 7]]), ...(shared ? a.latents.map((n, k) => [n + ' right', theme.cycle[(k + 2) % 7]]) : [])]);
       return { f, tracks, shared };
     });
@@ -981,7 +990,7 @@ export class Explorer {
     for (const k of curves) curve(ctx, f, k.x, k.y, k.colour, k);
     strips.forEach(([side, t, found], i) => this.strip(ctx, f, 4 + 21 * i, t, found, c, theme));
     const solution = a.arrays.solution?.[c], symbol = t => (a.look.symbols[t] || '').trim();
-    title.textContent = `${this.cellName(c)}: probability of its answer` + (solution && symbol(solution) ? ` (solution ${symbol(solution)})` : '');
+    title.textContent = `${this.cellName(c)}: how sure` + (solution && symbol(solution) ? ` (solution ${symbol(solution)})` : '');
     return { f };
   }
 
@@ -1076,7 +1085,7 @@ const CHARTS = [['Loss', ['loss', 'lm_loss'], 1], ['Right, %', ['exact_accuracy'
 export class Monitor {
   constructor(model, root) {
     this.model = model; this.root = root;
-    root.classList.add('trm', 'trm-monitor'); root.monitor = this;
+    root.classList.add('trm', 'trm-monitor'); root.dataset.lmSuppressShortcuts = 'true'; root.monitor = this;
     this.span = h('input', { type: 'range', min: '0', max: '100', value: '25', class: 'trm-slider', 'aria-label': 'smoothing', oninput: () => this.relayout() });
     this.spanText = h('span', { class: 'trm-where' });
     this.log = h('input', { type: 'checkbox', onchange: () => this.relayout() });
@@ -1124,7 +1133,7 @@ export class Monitor {
     const xs = range(curves.map(c => c.x), 0), found = range(curves.map(c => c.y), ...(scale === 100 ? [0, 100] : log ? [] : [0]));
     const f = plotCurves(ctx, width, height, theme, { curves, xs, ys: log ? [found[0] / 1.3, found[1] * 1.3] : [found[0] - .03 * (found[1] - found[0]), found[1] + .08 * (found[1] - found[0] || 1)], log });
     for (const [x, y, colour] of dots) x.forEach((v, i) => dot(ctx, f.x(v), f.y(y[i]), 3, theme.card, colour));
-    panel?.key(names);
+    panel?.key(panel.el.querySelector('select') ? [] : names);
     return { f, curves: curves.filter(c => c.label) };
   }
 
@@ -1133,11 +1142,17 @@ export class Monitor {
     cursor(ctx, f, this.at, theme);
     const lines = curves.map(c => { let i = 0; while (i + 1 < c.x.length && c.x[i + 1] <= this.at) i++; return [`${c.label.replaceAll('_', ' ')} ${short(c.y[i])}`, c.colour]; });
     ctx.font = `600 10px ${FONT}`; ctx.textBaseline = 'top'; ctx.textAlign = f.x(this.at) > (f.left + f.right) / 2 ? 'right' : 'left';
-    lines.forEach(([text, colour], i) => { ctx.fillStyle = colour; ctx.fillText(text, f.x(this.at) + (ctx.textAlign === 'left' ? 6 : -6), f.top + 14 + 13 * i); });
+    lines.forEach(([text, colour], i) => {
+      const wide = ctx.measureText(text).width, left = ctx.textAlign === 'left' ? f.x(this.at) + 6 : f.x(this.at) - 6 - wide;
+      ctx.globalAlpha = .88; ctx.fillStyle = theme.card; ctx.fillRect(left - 3, f.top + 12 + 13 * i, wide + 6, 14); ctx.globalAlpha = 1;
+      ctx.fillStyle = colour; ctx.fillText(text, f.x(this.at) + (ctx.textAlign === 'left' ? 6 : -6), f.top + 14 + 13 * i);
+    });
   }
 
   relayout() {
     if (!this.theme) return;
+    if (!this.root.clientWidth) return later(this);
+    this.stale = 0;
     const n = this.rowsBack;
     this.spanText.textContent = n === 1 ? 'none' : `${n} rows`;
     this.root.classList.toggle('trm-narrow', this.root.clientWidth < 700); this.root.classList.toggle('trm-big', this.root.clientWidth >= 1150);
