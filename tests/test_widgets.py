@@ -214,10 +214,10 @@ empty = np.full((10, 10), ' '); empty[0, 0], empty[9, 9] = 'S', 'G'
 w = Explorer({'small': solver('sudoku-4x4'), 'maze': solver('maze-10x10')}, {'sudoku-4x4': generate(3, 4, seed=3), 'maze-10x10': [empty]})
 '''
 
-def notebook(folder, *cells):
+def notebook(folder, *cells, name='explore.ipynb'):
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c.strip()) for c in cells], metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
-    nbformat.write(nb, folder/'explore.ipynb')
-    return folder/'explore.ipynb'
+    nbformat.write(nb, folder/name)
+    return folder/name
 
 def settled(page, condition='true', seconds=60):
     "Wait until the explorer is not busy and a condition on `x` holds."
@@ -295,6 +295,7 @@ def running(tmp_path_factory, browser):
     with lab(folder) as address:
         page = watched(browser.new_context(viewport=dict(width=1400, height=1000), accept_downloads=True))
         run_notebook(page, address, 'explore.ipynb')
+        page.folder, page.address = folder, address
         yield page
 
 def ours(page): return [m for m in page.bad if 'trm' in m.lower() or 'explorer' in m.lower() or 'anywidget' in m.lower() or 'widget' in m.lower() or 'TypeError' in m]
@@ -340,6 +341,26 @@ def test_scrubbing_in_jupyterlab(running):
     times = running.evaluate(SCRUB)
     print(f'JupyterLab: a new frame after {statistics.median(times):.1f} ms (median), {max(times):.1f} ms at most')
     assert statistics.median(times) < 50
+
+@pytest.mark.slow
+def test_a_training_is_watched_in_jupyterlab(running):
+    folder, write = running.folder/'run', lambda step, **more: (running.folder/'run'/'metrics.jsonl').open('a').write(json.dumps(dict(step=step, kind='train', loss=5 / step, **more)) + '\n')
+    folder.mkdir()
+    notebook(running.folder, 'from trm_nb.explore.widgets import RunMonitor', 'RunMonitor("run", every=.2)', name='watch.ipynb')
+    page = watched(running.context)
+    run_notebook(page, running.address, 'watch.ipynb')
+    page.get_by_text('no metrics.jsonl yet').wait_for(timeout=60000)
+    for step in range(1, 9): write(10 * step)
+    page.get_by_text('step 80').wait_for()
+    picture = lambda: page.evaluate("() => document.querySelector('.trm').monitor.panels[0].canvas.toDataURL()")
+    before = picture()
+    page.locator('.trm-slider').focus()
+    for _ in range(20): page.keyboard.press('ArrowRight')
+    assert picture() != before
+    (folder/'status.json').write_text('{"status": "done"}')
+    page.get_by_text('step 80 · done').wait_for()
+    assert page.get_by_role('button', name='Stop watching').is_hidden() and ours(page) == []
+    page.close()
 
 @pytest.mark.slow
 def test_in_voila(tmp_path, browser):

@@ -375,6 +375,9 @@ function save(name, blob) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
+/** Keys pressed in a field are the field's: the notebook around would take some of them. */
+const ownKeys = root => root.addEventListener('keydown', e => { if (e.target.matches('input, select, textarea')) e.stopPropagation(); });
+
 /** Lay a widget out when it is seen again: pages hide their parts while they change themselves. */
 function later(widget) {
   widget.seenWidth = 0; widget.stale = (widget.stale || 0) + 1;
@@ -455,7 +458,7 @@ export class Explorer {
   build() {
     const grab = (name, value) => { this[name] = value; return value; };
     const pick = (name, entries, onchange, title) => grab(name, options(h('select', { title, onchange }), entries));
-    this.root.classList.add('trm'); this.root.tabIndex = 0; this.root.dataset.lmSuppressShortcuts = 'true'; this.root.explorer = this;
+    this.root.classList.add('trm'); this.root.tabIndex = 0; this.root.dataset.lmSuppressShortcuts = 'true'; this.root.explorer = this; ownKeys(this.root);
     const menu = grab('menu', h('div', { class: 'trm-menu', hidden: true }, ...[['png', 'Picture (PNG)'], ['gif', 'Movie (GIF)'], ['npz', 'Trace (npz)'], ['html', 'Page that plays (HTML)']].filter(([k]) => this.live || k === 'png').map(([k, text]) => h('button', { type: 'button', 'data-export': k, onclick: () => { menu.hidden = true; this.export(k); } }, text))));
     const head = h('div', { class: 'trm-bar' },
       pick('models', [], () => this.chooseModel(), 'model'), 
@@ -1085,7 +1088,7 @@ const CHARTS = [['Loss', ['loss', 'lm_loss'], 1], ['Right, %', ['exact_accuracy'
 export class Monitor {
   constructor(model, root) {
     this.model = model; this.root = root;
-    root.classList.add('trm', 'trm-monitor'); root.dataset.lmSuppressShortcuts = 'true'; root.monitor = this;
+    root.classList.add('trm', 'trm-monitor'); root.dataset.lmSuppressShortcuts = 'true'; root.monitor = this; ownKeys(root);
     this.span = h('input', { type: 'range', min: '0', max: '100', value: '25', class: 'trm-slider', 'aria-label': 'smoothing', oninput: () => this.relayout() });
     this.spanText = h('span', { class: 'trm-where' });
     this.log = h('input', { type: 'checkbox', onchange: () => this.relayout() });
