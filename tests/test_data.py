@@ -246,7 +246,7 @@ def test_a_csv_without_columns_or_rows(trm, tmp_path):
 
 def test_the_hub(trm, tmp_path, monkeypatch):
     asked = []
-    def fetch(repo, name, repo_type):
+    def fetch(repo, name, repo_type, token=None):
         asked.append((repo, name, repo_type))
         return csv_of(tmp_path/name, [(QUESTION, ANSWER, 1)])
     monkeypatch.setattr('huggingface_hub.hf_hub_download', fetch)
