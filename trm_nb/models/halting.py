@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 import torch
 from torch import Tensor
-from .act import ACT, Outputs
+from .act import ACT, Outputs, choose
 from .fused import fuse
 from .layers import Linear, Stack
 
@@ -37,9 +37,6 @@ def _on_its_way(number):
     copy, event = torch.empty_like(number, device='cpu', pin_memory=True).copy_(number, non_blocking=True), torch.cuda.Event()
     event.record()
     return copy, event.synchronize
-
-def _choose(mask, new, old):
-    return torch.where(mask.view(-1, *[1] * (new.dim() - 1)), new, old)
 
 class Slots:
     "Puzzles that a model thinks about at once, and the queue of those that wait."
@@ -114,7 +111,7 @@ class Slots:
         waiting = (self.next + done.cumsum(0) - 1).clamp(max=self.nobody)
         self.owner, self.age, self.next = torch.where(done, waiting, self.owner), torch.where(done, 0, self.age), self.next + done.sum()
         start = self.act.inner.start(len(done))
-        self.z = {k: _choose(done, start[k], v) for k, v in self.z.items()}
+        self.z = {k: choose(done, start[k], v) for k, v in self.z.items()}
 
 # %% ../../nbs/02_models/05_halting.ipynb #c010
 def solve_until(
@@ -139,7 +136,7 @@ def solve_until(
 def _hold(done, rows, whole, new):
     "The outputs of all, with those of `rows` replaced unless they are `done`."
     if whole is None: return new
-    return whole.index_copy(0, rows, _choose(done[rows], whole[rows], new.to(whole.dtype)))
+    return whole.index_copy(0, rows, choose(done[rows], whole[rows], new.to(whole.dtype)))
 
 def _held(done, rows, whole, out):
     "The same for all that a step says."
