@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import typer
 import trm_nb
-from .config import Config, load_config, make_config, read_yaml
+from .config import Config, flatten, load_config, make_config, read_yaml
 from .data.basics import UserError, suggest, write_json, write_text
 from .data.arc import BOTH_VERSIONS
 from .data.folders import check_agreement, folders_with, places_of, read_folders
@@ -74,15 +74,9 @@ def shape_of(
 # settings that may change when a run goes on: they do not touch what was computed
 FREE = ('runs', 'name', 'device', 'data.path', 'data.test_path', 'learn.steps', 'learn.micro_batch', 'learn.compile', 'learn.eval_every', 'learn.eval_after', 'learn.save_every', 'learn.keep_last', 'learn.keep_every', 'evaluate', 'telemetry', 'callbacks', 'auto_publish')
 
-def _flat(values, prefix=''):
-    "Nested settings as {'learn.lr': 1e-4, ...}."
-    out = {}
-    for k, v in values.items(): out |= _flat(v, f'{prefix}{k}.') if isinstance(v, dict) else {f'{prefix}{k}': v}
-    return out
-
 def _changed(old, new):
     "First setting that differs and may not."
-    a, b = (_flat(c.model_dump(mode='json')) for c in (old, new))
+    a, b = (flatten(c.model_dump(mode='json')) for c in (old, new))
     return next((k for k in a | b if a.get(k) != b.get(k) and not any(k == f or k.startswith(f + '.') for f in FREE)), None)
 
 def _check_folder(config, resume, overwrite):
