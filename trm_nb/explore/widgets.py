@@ -54,6 +54,7 @@ class Explorer(anywidget.AnyWidget):
     kind, live = Unicode('explorer').tag(sync=True), Bool(True).tag(sync=True)
     board, status = Dict().tag(sync=True), Dict().tag(sync=True)
     pack_a, pack_b = Bytes(b'').tag(sync=True), Bytes(b'').tag(sync=True)
+    form, frames = RunSettings, staticmethod(run_frames)  # what may be set, and how it is run
 
     def __init__(self,
         solver, # a Solver, a run folder, checkpoint or name; or a dict of these by name
@@ -65,7 +66,7 @@ class Explorer(anywidget.AnyWidget):
     ):
         super().__init__()
         self.models, self.given, self.lists = _named(solver), (puzzles, solutions), {}
-        self.sides = dict(a=_Side(next(iter(self.models)), check_settings(RunSettings, settings)), b=None)
+        self.sides = dict(a=_Side(next(iter(self.models)), check_settings(self.form, settings)), b=None)
         if other is not None: self._beside(_named(other))
         self.entry, self.serial, self.solver, self.worker, self.queries = 0, 0, None, Worker(), Worker()
         if isinstance(self.models[self.sides['a'].model], Solver): self._use('a')
@@ -150,7 +151,7 @@ def _say(self, text='', level='quiet', busy=False, done=0., **more):
 
 def _on_solve(self, m):
     "Solve the chosen puzzle, or one that was edited, with these settings."
-    wanted = {s: check_settings(RunSettings, m[s]['settings']) for s in 'ab' if m.get(s)}
+    wanted = {s: check_settings(self.form, m[s]['settings']) for s in 'ab' if m.get(s)}
     for s, settings in wanted.items():
         if self.sides[s]: self.sides[s].settings = settings
     if m.get('b') and self.sides['b']: self.sides['b'].model = m['b']['model']
@@ -319,7 +320,7 @@ def _run(self, side, stop):
     if key == s.key: return
     if side == 'b' and s.model == self.sides['a'].model: like = self.trace
     s.key, s.maps = (), {}
-    s.trace = self._watch(side, run_frames(solver, entry, s.settings, like), stop)
+    s.trace = self._watch(side, self.frames(solver, entry, s.settings, like), stop)
     s.key = key
 
 def _watch(self, side, frames, stop):

@@ -170,7 +170,8 @@ const DARK = { ink: '#e6edf3', soft: '#9aa4af', line: '#3d444d', faint: '#252b33
 
 /** Is the page around us dark? */
 export function isDark(body, prefers) {
-  const { jpThemeLight, vscodeThemeKind } = body.dataset, names = body.className || '';
+  const { trmTheme, jpThemeLight, vscodeThemeKind } = body.dataset, names = body.className || '';
+  if (trmTheme) return trmTheme === 'dark';
   if (jpThemeLight !== undefined) return jpThemeLight === 'false';
   if (vscodeThemeKind) return !vscodeThemeKind.includes('light');
   if (/quarto-dark|dark-mode|vscode-dark/.test(names)) return true;
@@ -438,6 +439,7 @@ class Theme {
 const SIDES = ['a', 'b'];
 const SHADES = [['sure', 'confidence'], ['change', 'changes'], ['entropy', 'entropy'], ['move', 'movement'], ['pc0', 'component 1'], ['pc1', 'component 2'], ['pc2', 'component 3'], ['reads', 'what the cell reads'], ['read', 'what reads the cell'], ['patch', 'what feels it reset']];
 const GRAINS = [['step', 'ACT steps'], ['cycle', 'H cycles'], ['update', 'all updates']];
+const MAPS = [['pc0', 'component 1'], ['pc1', 'component 2'], ['pc2', 'component 3'], ['move', 'movement'], ['entropy', 'entropy']];
 const HEATS = [['inner_entropy', 'entropy'], ['inner_change', 'movement'], ['pc0', 'component 1'], ['pc1', 'component 2'], ['pc2', 'component 3']];
 const FIELDS = ['steps', 'H_cycles', 'L_cycles', 'noise', 'seed', 'identifier'];
 
@@ -507,9 +509,11 @@ export class Explorer {
   makePanels() {
     const time = (x, y, s) => { if (s?.f) { this.pause(); this.seekTime(s.f.back(x)); } }, over = (ctx, s, theme) => cursor(ctx, s.f, this.time(), theme);
     this.heat = options(h('select', { title: 'what the colours show', onchange: () => this.relayout() }), HEATS);
+    this.mapped = options(h('select', { title: 'what the colours of the latents show', onchange: () => this.draw() }), MAPS);
     this.panels = {
       q: new Panel('q_halt', 132, { base: (...x) => this.baseHalting(...x), over: (ctx, s, theme) => { over(ctx, s, theme); this.overHalting(ctx, s, theme); }, press: time }),
       cells: new Panel('Cells', 132, { base: (...x) => this.baseCells(...x), over, press: time }),
+      maps: new Panel('Latents, cell by cell', 190, { wide: true, tools: [this.mapped], base: (...x) => this.baseMaps(...x), over: (...x) => this.overMaps(...x), press: (x, y, s, first) => this.pressMaps(x, y, s, first) }),
       move: new Panel('Movement (rms)', 150, { base: (...x) => this.baseMove(...x), over, press: time }),
       path: new Panel('Path', 150, { base: (...x) => this.basePath(...x), over: (...x) => this.overPath(...x) }),
       heat: new Panel('Every cell, every update', 190, { wide: true, tools: [this.heat], base: (...x) => this.baseHeat(...x), over: (...x) => this.overHeat(...x), press: (x, y, s, first) => this.pressHeat(x, y, s, first) }),
@@ -750,7 +754,7 @@ export class Explorer {
     this.root.classList.toggle('trm-narrow', w < 700);
     this.root.classList.toggle('trm-big', w >= 1150);
     this.root.classList.toggle('trm-two', !!this.sides.b && !this.draft);
-    for (const [name, low, high] of [['q', 128, 150], ['cells', 128, 150], ['move', 146, 170], ['path', 146, 170], ['heat', 190, 250]]) this.panels[name].height = w >= 1150 ? high : low;
+    for (const [name, low, high] of [['q', 128, 150], ['cells', 128, 150], ['move', 146, 170], ['path', 146, 170], ['maps', 178, 216], ['heat', 190, 250]]) this.panels[name].height = w >= 1150 ? high : low;
     this.slider.max = String(Math.max(0, this.frames.length - 1)); this.slider.value = String(frameAt(this.frames, this.u));
     this.boardsWidth = this.boards.clientWidth;
     for (const p of Object.values(this.panels)) p.rebuild(this.theme.colours);
@@ -925,6 +929,36 @@ export class Explorer {
       const u = t.side === 'a' ? this.u : aligned(this.sides.a, this.sides.b, this.u), past = t.points.filter(p => p.u <= u), colour = theme.cycle[(t.k + (t.side === 'b' && shared ? 2 : 0)) % 7];
       curve(ctx, f, past.map(p => p.x), past.map(p => p.y), colour, { width: 1.6 });
       if (past.length) dot(ctx, f.x(past.at(-1).x), f.y(past.at(-1).y), 4.5, colour, theme.card);
+    }
+  }
+
+  /** Places of the maps of all latents. */
+  baseMaps(ctx, width, height, theme) {
+    const shown = this.both().filter(([, t]) => t.inner && t.arrays.cell_path).flatMap(([side, trace]) => trace.latents.map(latent => ({ side, trace, latent })));
+    if (!shown.length) return null;
+    const [rows, cols] = this.sides.a.look.shape, each = width / shown.length, s = Math.min((each - 20) / cols, (height - 30) / rows);
+    shown.forEach((m, i) => Object.assign(m, { s, left: Math.round((i + .5) * each - cols * s / 2), top: 6 }));
+    return { maps: shown };
+  }
+
+  overMaps(ctx, { maps }, theme, width, height) {
+    for (const { side, trace, latent, s, left, top } of maps) {
+      const [rows, cols] = trace.look.shape, u = side === 'a' ? this.u : aligned(this.sides.a, trace, this.u), source = sourceOf(trace, u, latent), { heat, diverging } = this.heatOf(trace, side, source, this.mapped.value);
+      ctx.save(); ctx.translate(left, top);
+      ctx.imageSmoothingEnabled = false;
+      if (heat) ctx.drawImage(heatCanvas(rows, cols, diverging ? theme.contrast : theme.amount, (r, c) => heat[r * cols + c]), 0, 0, cols * s, rows * s);
+      linesOf(ctx, { look: { ...trace.look, palette: [] } }, s, { ...theme, line: s < 8 ? 'transparent' : theme.faint, ink: theme.soft });
+      if (this.cell >= 0) { ctx.strokeStyle = theme.pick; ctx.lineWidth = 2; ctx.strokeRect(this.cell % cols * s, Math.floor(this.cell / cols) * s, s, s); }
+      ctx.restore();
+      ctx.font = `${source === u ? '700 ' : ''}11px ${FONT}`; ctx.fillStyle = source === u ? theme.ink : theme.soft; ctx.textAlign = 'center'; ctx.textBaseline = 'bottom';
+      ctx.fillText(heat ? latent : `${latent}, not written yet`, left + cols * s / 2, height - 5);
+    }
+  }
+
+  pressMaps(x, y, state, first) {
+    for (const { trace, s, left, top } of first && state ? state.maps : []) {
+      const [rows, cols] = trace.look.shape, r = Math.floor((y - top) / s), c = Math.floor((x - left) / s);
+      if (r >= 0 && c >= 0 && r < rows && c < cols) this.pickCell(r * cols + c, true);
     }
   }
 
