@@ -3,7 +3,7 @@ import ast
 from pathlib import Path
 import pytest
 
-ROOMS = 'data models evaluate explore learn publish serve lab tools config run cli'.split()
+ROOMS = 'data models evaluate explore learn publish serve config run lab tools cli'.split()
 
 def modules(package):
     "Dotted name below the package -> file, for every module of the folder `package`."
