@@ -8,6 +8,7 @@ __all__ = ['AdaptSettings', 'load_blank', 'learn_rows', 'poll_copies', 'Adapted'
 
 # %% ../../nbs/05_learn/09_adapt.ipynb #c002
 import sys, tempfile, time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -55,6 +56,7 @@ def learn_rows(
     settings:AdaptSettings, # how
     device:torch.device, # where
     progress:bool=True, # show a bar
+    on_step:Callable[[int], None]|None=None, # called after every step with its number; what it raises ends the learning
 )->list[dict]: # twenty rows of metrics
     "Teach an ARC model the rows of a task; the weights stay as they are."
     s = settings
@@ -63,6 +65,7 @@ def learn_rows(
     every, curve = -(-s.steps // 20), []
     for step in tqdm(range(1, s.steps + 1), 'learning identifiers', unit='step', disable=not progress):
         trainer.step()
+        if on_step: on_step(step)
         if step % every == 0 or step == s.steps: curve.append(dict(step=step, **trainer.take_metrics()))
     act.eval()
     return curve
@@ -171,6 +174,7 @@ def adapt(
     task:Task|str|Path, # a task, or its JSON file
     device:str|torch.device='auto', # where to compute
     progress:bool=True, # show a bar
+    on_step:Callable[[int], None]|None=None, # as for `learn_rows`
     **settings, # of AdaptSettings, as steps=200
 )->Adapted:
     "Learn rows for a new task from its training pairs, the weights frozen, and vote on its test inputs."
@@ -179,7 +183,7 @@ def adapt(
     with tempfile.TemporaryDirectory() as folder:
         train, test = task_dataset(Path(folder)/'data', task, s)
         found = load_blank(checkpoint, train.metadata.num_puzzle_identifiers, device)
-        curve = learn_rows(found.act, train, s, device, progress)
+        curve = learn_rows(found.act, train, s, device, progress, on_step)
         votes = poll_copies(found.act, test, min(s.batch_size, (train.metadata.num_puzzle_identifiers - 1) * len(task.test)), device)
     return Adapted(found.act, task, votes, curve, s, found.source, time.perf_counter() - began)
 
