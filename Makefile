@@ -16,7 +16,7 @@ demo: $(READY) ## generate puzzles, train, evaluate, solve one: runs/demo/report
 	@echo "== 3,600 puzzles, 600 of them held out"
 	@$(RUN) trm data sudoku --source generate --size 6 --train 3000 --test 600 --out data/demo
 	@mkdir -p $(DEMO)
-	@echo "== training on this machine, some minutes (what the processes say: $(DEMO)/train.log)"
+	@echo "== training on this machine, some minutes (what the processes say: $(DEMO)/stderr.log)"
 	@$(RUN) papermill experiments/train.ipynb $(DEMO)/train.ipynb -p preset demo -p overwrite True
 	@$(RUN) jupyter nbconvert $(DEMO)/train.ipynb --to html --no-input --output report.html --log-level ERROR
 	@echo "== done: open $(DEMO)/report.html"

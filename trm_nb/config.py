@@ -20,6 +20,7 @@ from .learn.trainer import LearnSettings
 from .models.act import ModelSettings
 from .models.zoo import PRESETS, model_settings
 from .publish.auto import AutoPublishOption
+from .publish.mirror import RunSettings
 
 # %% ../nbs/90_config.ipynb #c005
 class Config(Settings):
@@ -36,6 +37,7 @@ class Config(Settings):
     evaluate: EvaluateSettings = EvaluateSettings() # how they are tested
     telemetry: TelemetrySettings = TelemetrySettings() # what is told to wandb, TensorBoard or trackio
     auto_publish: AutoPublishOption = None # user/name, or when and where the best checkpoint goes to the Hub
+    run: RunSettings = RunSettings() # what else happens, such as copies off the machine
 
     @field_validator('model', mode='before')
     @classmethod

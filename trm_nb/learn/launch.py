@@ -73,11 +73,15 @@ class Ranks:
 def torchrun(
     args:list[str], # torchrun's arguments
 )->int: # exit code
-    "torchrun, without tracebacks about signals and failed ranks."
-    for name, value in (('LOGLEVEL', 'CRITICAL'), ('TORCH_ELASTIC_SHUTDOWN_TIMEOUT', '600')): os.environ.setdefault(name, value)    # 600 s: time to save before torchrun kills
+    "torchrun, without tracebacks about signals and failed ranks; a second signal does not cut short what the first began."
+    for name, value in (('LOGLEVEL', 'CRITICAL'), ('TORCH_ELASTIC_SHUTDOWN_TIMEOUT', '600'), ('TORCHELASTIC_SIGNALS_TO_HANDLE', 'SIGQUIT')): os.environ.setdefault(name, value)    # 600 s: time to save before torchrun kills
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
+    def leave(number, frame):
+        for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.SIG_IGN)
+        raise SignalException(f'signal {number}', signal.Signals(number))
+    for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, leave)
     try: main(args)
     except (ChildFailedError, SignalException): return 1
     return 0
