@@ -114,6 +114,7 @@ def execute(
 
 def worker(
     folder:str, # run folder with job.json
+    rendezvous:str|None=None, # HOST:PORT of the first machine, for several
 ):
     "`execute` as a process: exit code 1 where the run failed."
-    if execute(folder) == 'failed': sys.exit(1)
+    if execute(folder, rendezvous) == 'failed': sys.exit(1)
