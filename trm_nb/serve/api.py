@@ -84,9 +84,7 @@ class Question:
 
 def _task(asked):
     "The ARC task of a request, by its content or by its name."
-    if asked.task is not None:
-        task = read_task(asked.task, asked.task_id or 'task', 'request', secret=True)
-        return task if asked.task_id else Task(recognise(task) or task.name, task.train, task.test)
+    if asked.task is not None: return read_task(asked.task, asked.task_id or 'task', 'request', secret=True)
     found = find_example(asked.task_id, PUZZLES['arc'])
     if not found: raise BadRequest(404, f'no task {asked.task_id!r} here')
     return found.task or found.puzzle
@@ -98,6 +96,7 @@ def _rows(engine):
 
 def _ballot(asked, engine, task):
     if engine.solver.puzzle.name != 'arc': raise UserError(f'the model {engine.name} answers {engine.solver.puzzle.name} puzzles, not ARC tasks')
+    if _rows(engine) and not asked.task_id: task = Task(recognise(task) or task.name, task.train, task.test)
     if len(task.test) * asked.votes > engine.settings.max_puzzles: raise UserError(f'{asked.votes} votes on {len(task.test)} test inputs: at most {engine.settings.max_puzzles} puzzles in a request')
     ballot = make_ballot(task, _rows(engine), asked.votes, bool(engine.solver.act.settings.puzzle_emb_ndim))
     return ballot if asked.identifier is None else Ballot(task, ballot.names, [asked.identifier] * len(ballot.names), 'given', f'row {asked.identifier}, as asked')
