@@ -4,21 +4,28 @@
 
 # %% auto #0
 __all__ = ['Dataset', 'Experiment', 'says', 'change', 'Budget', 'read_catalogue', 'load_catalogue', 'choose', 'find_budget',
-           'budget_changes', 'at_budget', 'tune', 'merge_all', 'data_name', 'configure']
+           'budget_changes', 'at_budget', 'tune', 'merge_all', 'data_name', 'configure', 'listing', 'data_bytes',
+           'check_room', 'build_data', 'built', 'read_rates', 'Planned', 'plan', 'plan_text', 'parse_grid', 'grid']
 
 # %% ../../nbs/08_lab/01_catalogue.ipynb #c002
-import math, re
+import difflib, itertools, json, math, re, shutil, time
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 import numpy as np
+import torch
 from pydantic import ConfigDict, Field
-from ..config import Config, flatten, make_config, merge, nest, override, read_yaml, source_values
+from ..config import Config, as_number, flatten, make_config, merge, nest, override, read_yaml, source_values
 from ..data import source as csv_source
-from ..data.basics import Settings, UserError, atomic_folder, check_settings, fingerprint, suggest, write_json
+from ..data.basics import Settings, UserError, check_settings, fingerprint, suggest, write_json
+from ..data.env import aligned
 from ..data.resources import experiments_path
-from ..data.sudoku import check_answers, generate, puzzle_of_size, write_generated
+from ..data.sudoku import check_answers, generate, puzzle_of_size
 from ..data.source import Rows, source_files, subsample, with_copies, write_rows
+from ..models.act import PuzzleShape
+from ..models.fused import fits
+from ..models.zoo import build_model, parameters, step_cost
 
 # %% ../../nbs/08_lab/01_catalogue.ipynb #c005
 class Dataset(Settings):
@@ -180,7 +187,6 @@ def choose(
     return found
 
 def _near(name, options):
-    import difflib
     near = difflib.get_close_matches(name, options, n=3, cutoff=0.5)
     return 'did you mean ' + ' or '.join(near) + '?' if near else 'trm run --pattern . --dry-run lists them all'
 
@@ -224,6 +230,7 @@ def at_budget(
     path:str|Path|None=None, # catalogue
 )->Experiment:
     "The experiment as a budget makes it."
+    if budget != 'full' and not experiment.dataset: raise UserError(f"--budget {budget} is for the catalogue's experiments: {experiment.name} is none of them")
     return change(experiment, {k: after for k, (_, after) in budget_changes(experiment, budget, path).items()})
 
 # %% ../../nbs/08_lab/01_catalogue.ipynb #c017
@@ -282,3 +289,222 @@ def configure(
     own = {'name': e.name, 'seed': seed, 'runs': str(runs)} | ({'data.path': str(Path(data_root)/data_name(e.dataset))} if e.dataset else {})
     derived = {k: v for k, v in _derived(e, flat).items() if k not in e.settings}
     return make_config(merge(values, nest(derived | own)))
+
+# %% ../../nbs/08_lab/01_catalogue.ipynb #c021
+def listing(
+    experiments:list[Experiment], # those to be told of
+    budget:str='full', # of the catalogue
+    path:str|Path|None=None, # catalogue
+    **where, # seed, runs, data_root and extra, as `configure` takes them
+)->list[dict]: # plain values
+    "Each experiment in full, as JSON can hold it."
+    def told(e):
+        changes = budget_changes(e, budget, path)
+        same = at_budget(e, budget, path)
+        return dict(name=e.name, family=e.family, title=e.title, question=e.question, preset=e.preset, varied={k: says(same).get(k) for k in e.varied}, described=e.varied,
+                    budget=dict(name=budget, changes={k: list(v) for k, v in changes.items()}), dataset=e.dataset and same.dataset.model_dump(),
+                    settings=configure(e, budget, path=path, **where).model_dump(mode='json'), hypotheses=e.expects)
+    return [told(e) for e in experiments]
+
+# %% ../../nbs/08_lab/01_catalogue.ipynb #c025
+def _generated(d, puzzle):
+    "Test puzzles first, then training puzzles: more of these leave the others as they are."
+    rows = generate(d.test + d.train, d.size, d.seed)
+    return rows.take(slice(d.test, None)), rows.take(slice(0, d.test))
+
+def _published(d, puzzle):
+    "Both splits of a source: as many as are wanted, or as there are."
+    files = {s: Path(d.source, f'{s}.csv') for s in ('train', 'test')} if Path(d.source).is_dir() else source_files(d.source, 'sapientinc/sudoku-extreme')
+    lacking = next((s for s in ('train', 'test') if s not in files or not files[s].is_file()), None)
+    if lacking: raise UserError(f'dataset.source {d.source} has no {lacking}.csv')
+    def some(split, n):
+        rows = csv_source.read_csv(files[split], puzzle)
+        return check_answers(subsample(rows, min(n, len(rows)), d.seed), puzzle)
+    return some('train', d.train), some('test', d.test)
+
+def _filled(rows, avoid, d, puzzle):
+    "Training puzzles, generated ones added until there are enough."
+    missing, taken = d.train - len(rows), np.concatenate([puzzle.keys(r.inputs) for r in (rows, avoid)])
+    more, n = rows.take(slice(0, 0)), missing
+    while len(more) < missing:
+        more = generate(n, d.size, d.seed)
+        more, n = more.take(~np.isin(puzzle.keys(more.inputs), taken)), 2 * n
+    more = more.take(slice(0, missing))
+    return Rows(np.concatenate([rows.inputs, more.inputs]), np.concatenate([rows.labels, more.labels]), None if rows.ratings is None else np.concatenate([rows.ratings, more.ratings]))
+
+def data_bytes(
+    dataset:Dataset, # how it is made
+)->int:
+    "Room that a dataset takes on the disk."
+    examples, cells = dataset.train * (dataset.num_aug + 1), dataset.size**2
+    return (examples + dataset.test) * (2 * cells + 12)
+
+def check_room(
+    folder:str|Path, # where files are to be written
+    needed:int, # bytes
+):
+    "`UserError` where the disk has not that much left."
+    there = next(p for p in [Path(folder).absolute(), *Path(folder).absolute().parents] if p.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed: raise UserError(f'{folder}: {needed / 2**30:.2f} GiB are needed, the disk has {free / 2**30:.2f} GiB left')
+
+def _build(d, folder):
+    puzzle, began = puzzle_of_size(d.size), time.time()
+    train, test = (_generated if d.source == 'generate' else _published)(d, puzzle)
+    own = len(train)
+    if own < d.train: train = _filled(train, test, d, puzzle)
+    write_rows(folder, puzzle, dict(train=with_copies(train, puzzle, d.num_aug, d.seed), test=test), d.num_aug)
+    found = 0 if d.source == 'generate' else own
+    write_json(folder/'built.json', dict(d.model_dump(), test=len(test), from_source=found, generated=len(train) - found, seconds=round(time.time() - began, 1), bytes=sum(f.stat().st_size for f in folder.rglob('*.npy'))))
+
+def build_data(
+    experiment:Experiment, # any
+    budget:str='full', # of the catalogue
+    root:str='data', # where datasets are
+    extra:list[str]=(), # settings of one's own, as dataset.source=FOLDER
+    path:str|Path|None=None, # catalogue
+)->Path|None: # None: the experiment names a folder itself
+    "The folder of an experiment's puzzles, made where it is not there yet."
+    d = tune(at_budget(experiment, budget, path), extra).dataset
+    if d is None: return None
+    folder = Path(root)/data_name(d)
+    if (folder/'built.json').is_file(): return folder
+    check_room(folder, data_bytes(d))
+    _build(d, folder)
+    return folder
+
+def built(
+    folder:str|Path, # of a dataset
+)->dict:
+    "How a dataset was made; nothing where the catalogue has not made it."
+    file = Path(folder)/'built.json'
+    return json.loads(file.read_text(encoding='utf-8')) if file.is_file() else {}
+
+# %% ../../nbs/08_lab/01_catalogue.ipynb #c031
+_ASSUMED = {'float32': 8.0} # times slower than bfloat16, where nothing was measured
+
+def read_rates(
+    file:str|Path|None=None, # JSON of measured steps; None: those of one H200
+)->tuple[list[dict], dict]: # measured training steps; ms of a step, by an experiment's name
+    "What is known of the time that steps take."
+    files = [file] if file else [experiments_path(f'benchmarks/h200/{n}.json') for n in ('steps', 'sizes', 'compiled')]
+    try: found = [json.loads(Path(f).read_text(encoding='utf-8')) for f in files]
+    except (OSError, ValueError) as e: raise UserError(f'{file}: cannot be read as JSON ({e})') from None
+    rows = [r for f in found if 'tables' in f for t in f['tables'].values() for r in t if 'tflop/s' in r and 'sudoku' in r['preset']]
+    named = {k: v for f in found if 'tables' not in f for k, v in f.items() if isinstance(v, (int, float))}
+    if not rows and not named: raise UserError(f'{file}: holds neither a table of training steps nor ms by name')
+    return rows, named
+
+def _nearest(rows, config, act, batch):
+    "The measured step that is most like this one."
+    mixer, fused = config.model.mlp_t, config.learn.fused and config.model.forward_dtype in ('auto', 'bfloat16') and all(fits(b, act.inner.positions) for b in act.inner.L_level.layers)
+    def far(r): return ((('mixer' in r['preset']) != mixer) + 2 * ((r['how'] == 'fused') != fused) + abs(math.log2(r['hidden'] / config.model.hidden_size)) + abs(math.log2(r['batch'] / batch)))
+    return min(rows, key=far)
+
+def _mean_flop(act, stages):
+    "Floating-point operations of a training step of one sequence, the curriculum's stages by their shares."
+    begin, total = 0., 0.
+    for s in stages:
+        with act.inner.at_depth(s.depth): total += (s.until - begin) * step_cost(act).training
+        begin = s.until
+    return total + (1 - begin) * step_cost(act).training
+
+def _speed(config, act, rows):
+    "Operations a second, and what that is taken from."
+    batch = min(config.learn.micro_batch or config.learn.batch_size, config.learn.batch_size)
+    r, dtype = _nearest(rows, config, act, batch), config.model.forward_dtype
+    slower = _ASSUMED.get(dtype, 1.0)
+    basis = f"{r['preset'].removeprefix('sudoku-extreme-')} {r['hidden']} x {r['batch']}, {r['how']}" + (f', {dtype} assumed {slower:g} times slower' if slower > 1 else '')
+    return r['tflop/s'] * 1e12 / slower, basis
+
+def _checkpoint_bytes(config, act):
+    "Weights, their mean, those in training, an optimiser's two means, and the carry."
+    cells, itemsize = act.inner.positions * config.model.hidden_size, 4 if config.model.forward_dtype == 'float32' else 2
+    return 4 * 5 * parameters(act) + config.learn.batch_size * (len(act.inner.latent_names) * cells * itemsize + 12 * act.shape.seq_len)
+
+@dataclass
+class Planned:
+    "What an experiment will take."
+    name: str # of the experiment
+    family: str # of the experiment
+    order: int # in which to run it, from 1
+    steps: int # of training
+    batch: int # slots
+    parameters: int # of the model, the puzzle table not counted
+    ms_per_step: float # estimated, or as given
+    hours: float # training and evaluation on one GPU
+    checkpoints: int # bytes of the checkpoints that stay
+    data: int # bytes of its dataset, which others may share
+    dataset: str # name of the dataset's folder
+    basis: str # what the time is taken from
+    same_as: str # an earlier experiment with the same settings, or nothing
+
+def _planned(e, config, order, rates, same):
+    (rows, named), d = rates, e.dataset
+    with torch.device('meta'): act = build_model(config.model, PuzzleShape(d.size + 2 if d else 11, d.size**2 if d else 81))
+    speed, basis = _speed(config, act, rows) if rows else (None, 'given')
+    if e.name in named: ms, basis = named[e.name], 'given'
+    elif not rows: raise UserError(f"no time is known for '{e.name}'")
+    else: ms = 1000 * _mean_flop(act, config.learn.curriculum) * config.learn.batch_size / speed
+    evaluations = math.ceil(config.learn.steps / (config.learn.eval_every or config.learn.steps))
+    tested = evaluations * (d.test if d else 0) * config.model.halt_max_steps * step_cost(act).forward / (1000 * step_cost(act).training * config.learn.batch_size / ms)
+    return Planned(e.name, e.family, order, config.learn.steps, config.learn.batch_size, parameters(act), ms, (ms * config.learn.steps / 1000 + tested) / 3600,
+                   (config.learn.keep_last + 1) * _checkpoint_bytes(config, act), data_bytes(d) if d else 0, data_name(d) if d else '', basis, same)
+
+def plan(
+    experiments:list[Experiment], # those to be run
+    budget:str='full', # of the catalogue
+    ms_per_step:str|Path|None=None, # JSON of measured steps; None: those of one H200
+    path:str|Path|None=None, # catalogue
+    extra:list[str]=(), # settings of one's own
+)->list[Planned]: # in the recommended order
+    "Hours and storage of each experiment, on one GPU."
+    rates, seen, found = read_rates(ms_per_step), {}, []
+    for order, e in enumerate(sorted(experiments, key=lambda e: e.place), 1):
+        config = configure(e, budget, extra=extra, path=path)
+        mark = fingerprint(config.model_dump(mode='json', exclude={'name'}))
+        found.append(_planned(tune(at_budget(e, budget, path), extra), config, order, rates, seen.get(mark, '')))
+        seen.setdefault(mark, e.name)
+    return found
+
+def plan_text(
+    rows:list[Planned], # from `plan`
+)->str:
+    "The plan as a table, its sums below."
+    head = ('order', 'name', 'parameters', 'steps', 'batch', 'ms a step', 'hours', 'checkpoints', 'taken from', '')
+    lines = [(str(r.order), r.name, f'{r.parameters:,}', f'{r.steps:,}', f'{r.batch:,}', f'{r.ms_per_step:.1f}', f'{r.hours:.2f}', f'{r.checkpoints / 2**30:.2f} GiB', r.basis, f'= {r.same_as}' * bool(r.same_as)) for r in rows]
+    again, data = [r for r in rows if r.same_as], {r.dataset: r.data for r in rows}
+    return '\n'.join([aligned([head, *lines]), '', f'{len(rows)} experiments: {sum(r.hours for r in rows):.1f} GPU hours; checkpoints {sum(r.checkpoints for r in rows) / 2**30:.1f} GiB, {len(data)} datasets {sum(data.values()) / 2**30:.1f} GiB',
+                      *([f'{len(again)} of them have the settings of another; without them {sum(r.hours for r in rows if not r.same_as):.1f} GPU hours'] if again else [])])
+
+# %% ../../nbs/08_lab/01_catalogue.ipynb #c035
+def parse_grid(
+    texts:list[str], # as learn.lr=1e-4,3e-4
+)->dict[str, list]:
+    "Values to try, by dotted keys."
+    axes = {}
+    for text in texts:
+        key, equals, values = text.partition('=')
+        values = override(f'x=[{values}]')['x'] if equals and values else []
+        if not values: raise UserError(f"--grid {text}: write key=value,value, as in learn.lr=1e-4,3e-4")
+        if key in axes: raise UserError(f"--grid {key} is given twice: put all its values into one")
+        axes[key] = [as_number(v) for v in values]
+    return axes
+
+def _label(key, value):
+    "A setting as part of a folder's name."
+    return key.split('.')[-1] + re.sub(r'[^\w.+-]+', '-', f'{value:g}' if isinstance(value, float) else str(value)).strip('-')
+
+def grid(
+    source:str, # preset, YAML file or run folder
+    axes:dict[str, list], # values to try, by dotted keys
+)->list[Experiment]:
+    "An experiment for every combination."
+    stem, found = Path(source).stem, {}
+    for row in itertools.product(*axes.values()):
+        varied = dict(zip(axes, row))
+        name = '_'.join([stem, *(_label(k, v) for k, v in varied.items())])
+        if name in found: raise UserError(f"the name '{name}' is used twice: two values of the grid are the same")
+        found[name] = Experiment(name=name, family=f'{stem}_grid', title=f'{stem}: {", ".join(axes)}', preset=str(source), varied=varied, settings=varied, place=len(found))
+    for e in found.values(): configure(e)
+    return list(found.values())

@@ -8,19 +8,20 @@ __all__ = ['LearnSettings', 'flat_gradients', 'Trainer', 'train_state', 'restore
 # %% ../../nbs/05_learn/08_trainer.ipynb #c002
 from typing import Iterable, Literal
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 from ..data.basics import Settings, UserError
 from ..data.random import draw
 from ..models.act import ACT, Carry
 from ..models.fused import fuse, recast
 from .callbacks import Callback
+from .curriculum import Stage, check_curriculum, check_order, depth_at
 from .ema import EMA
 from .launch import Ranks
 from .losses import METRICS, LossSettings, act_loss
 from .optim import OPTIMISERS, MuonSettings, SignSGD
 from .replay import Replay
-from .schedule import learning_rate
+from .schedule import DECAYS, annealed, learning_rate
 
 # %% ../../nbs/05_learn/08_trainer.ipynb #c005
 class LearnSettings(Settings):
@@ -38,9 +39,13 @@ class LearnSettings(Settings):
     puzzle_lr: float = Field(1e-4, ge=0) # how far a puzzle's row moves a step
     puzzle_weight_decay: float = Field(1.0, ge=0) # decoupled decay of touched rows, times puzzle_lr
     warmup_steps: int = Field(2000, ge=0) # linear warm-up
-    lr_min_ratio: float = Field(1.0, ge=0, le=1) # final over base rate, by a cosine; 1: constant
+    lr_min_ratio: float = Field(1.0, ge=0, le=1) # final over base rate; 1: constant
+    lr_decay: str = 'cosine' # how the rate falls to it, from the registry: cosine or linear
+    lr_decay_start: float = Field(0.0, ge=0, lt=1) # share of the way from warm-up to end on which it is constant
     ema: float | None = Field(0.999, gt=0, lt=1) # decay of the mean weights; none: evaluate and save the trained ones
     ema_bias_correction: bool = False # leave the initial weights out of the mean
+    curriculum: list[Stage] = [] # shallower recursion in the first parts of the run; none: the model's depth throughout
+    exploration_end: float | None = Field(None, ge=0, le=1) # model.halt_exploration_prob at the end, reached in a straight line; none: it stays
     loss: LossSettings = LossSettings() # how a step is graded
     fused: bool = True # Triton kernels and a CUDA graph of the step, where model and card allow: bfloat16, Hopper or newer
     compile: bool | None = None # torch.compile the recursion where it is not fused; none: on CUDA only
@@ -53,9 +58,11 @@ class LearnSettings(Settings):
     best: str = 'exact_accuracy' # metric that chooses the best checkpoint, of the evaluation or, as train.loss, of training
     best_is: Literal['max', 'min'] = 'max' # whether the highest or the lowest is the best
 
+    _ordered = field_validator('curriculum')(check_order)
+
     @model_validator(mode='after')
     def _fits(self):
-        if self.optimiser not in OPTIMISERS: OPTIMISERS[self.optimiser]
+        for registry, name in ((OPTIMISERS, self.optimiser), (DECAYS, self.lr_decay)): registry[name]
         if self.freeze_weights and not self.puzzle_lr: raise ValueError('freeze_weights with puzzle_lr 0: nothing would learn')
         return self
 
@@ -96,6 +103,7 @@ class Trainer:
         table = getattr(act.inner, 'puzzle_emb', None)
         if settings.freeze_weights and not table: raise UserError('learn.freeze_weights: the model has no puzzle table (puzzle_emb_ndim 0), nothing would learn')
         if settings.freeze_weights: act.requires_grad_(False)
+        check_curriculum(act.inner, settings.curriculum)
         weights = {n: p for n, p in act.named_parameters() if p.requires_grad}
         self.gradients = flat_gradients(weights.values())
         self.optimiser = OPTIMISERS[settings.optimiser](weights.items(), settings) if weights else None
@@ -108,7 +116,13 @@ class Trainer:
         self.best: dict | None = None
         self.fused = settings.fused and fuse(act.inner)
         if not self.fused: self.compile()
-        self.forward_backward = Replay(self._forward_backward, ranks.device) if self.fused else self._forward_backward
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=act.inner.dtype == torch.float16)
+        self._deepen(None)
+
+    def _deepen(self, depth):
+        "Recurse as deep as that from now on; a CUDA graph of another depth is thrown away."
+        self.depth = depth
+        self.forward_backward = Replay(self._forward_backward, self.ranks.device) if self.fused else self._forward_backward
 
     def compile(self):
         "Compile the recursion, where the settings or the device ask for it."
@@ -123,7 +137,7 @@ class Trainer:
 
     def _set_rates(self):
         s = self.settings
-        scale = learning_rate(self.step_number, 1.0, s.warmup_steps, s.steps, s.lr_min_ratio)
+        scale = learning_rate(self.step_number, 1.0, s.warmup_steps, s.steps, s.lr_min_ratio, s.lr_decay, s.lr_decay_start)
         for group, rate in zip(self.optimiser.param_groups if self.optimiser else (), self.rates): group['lr'] = rate * scale
         if self.table_optimiser: self.table_optimiser.lr = s.puzzle_lr * scale
         self.lr = s.lr * scale
@@ -134,7 +148,7 @@ class Trainer:
         carry = self.act.refill(carry, batch)
         carry, out = self.act.step(carry, self.act.inner.read_rows(carry.data['puzzle_identifiers']), u)
         loss, metrics = act_loss(out, carry, self.settings.loss)
-        (loss / self.settings.batch_size).backward()
+        self.scaler.scale(loss / self.settings.batch_size).backward()
         self.sums += torch.stack([loss.detach(), *metrics.values()]).to(self.sums.dtype)
         return carry, self.table_optimiser and self.table_optimiser.table.take()
 
@@ -142,9 +156,21 @@ class Trainer:
         "Sum gradients over ranks, then move weights, puzzle rows and the running mean."
         if self.optimiser:
             self.ranks.sum_(self.gradients)
-            self.optimiser.step()
-        if self.table_optimiser: self.table_optimiser.step(*(self.ranks.gather(torch.cat(t)) for t in zip(*rows)))
+            self.scaler.step(self.optimiser)
+            self.scaler.update()
+        if self.table_optimiser: self._update_rows(*(self.ranks.gather(torch.cat(t)) for t in zip(*rows)))
         if self.ema: self.ema.update(self.step_number)
+
+    def _update_rows(self, ids, grads):
+        "Move puzzle rows by the signs of their gradients, which loss scaling does not change; not where float16 has overflowed."
+        if not self.scaler.is_enabled() or grads.isfinite().all(): self.table_optimiser.step(ids, grads)
+
+    def _explored(self, u):
+        "The uniform numbers moved so far that they fall below the model's fixed halt_exploration_prob as often as they now should."
+        first, last = self.act.settings.halt_exploration_prob, self.settings.exploration_end
+        self.exploration = annealed(self.step_number, self.settings.steps, first, last)
+        if last is not None: u[:, 0] += first - self.exploration
+        return u
 
     def step(self):
         "One optimiser step on the next batch."
@@ -152,11 +178,13 @@ class Trainer:
         self.graded += 1
         self._set_rates()
         batch = self.loader.batch()
-        u = draw(self.seed, 'exploration', self.step_number, self.slots, 2)
+        u = self._explored(draw(self.seed, 'exploration', self.step_number, self.slots, 2))
+        depth = depth_at(self.settings.curriculum, self.step_number, self.settings.steps)
+        if depth != self.depth: self._deepen(depth)
         cut = [{k: v[p[0]:p[-1] + 1] for k, v in batch.items()} for p in self.parts]
         if self.carries is None: self.carries = [self.act.initial_carry(b) for b in cut]
         self.gradients.zero_()
-        done = [self.forward_backward(c, b, u[p[0]:p[-1] + 1]) for c, b, p in zip(self.carries, cut, self.parts)]
+        with self.act.inner.at_depth(depth): done = [self.forward_backward(c, b, u[p[0]:p[-1] + 1]) for c, b, p in zip(self.carries, cut, self.parts)]
         self.carries, rows = zip(*done)
         self._update(rows)
 
@@ -186,7 +214,14 @@ class Trainer:
         self.graded = 0
         count = sums.pop('count')
         means = {k: v / examples if k.endswith('loss') else (v / count if count else None) for k, v in sums.items()}
-        return {'loss': loss / examples, **means, 'halted': int(count), 'lr': self.lr}
+        return {'loss': loss / examples, **means, 'halted': int(count), 'lr': self.lr, **self._schedules()}
+
+    def _schedules(self):
+        "What else moves during the run, where the settings ask for it."
+        (rounds, thoughts), s = self.depth or self.act.inner.cycles, self.settings
+        found = dict(H_cycles=rounds, L_cycles=thoughts) if s.curriculum else {}
+        if s.exploration_end is not None: found['exploration'] = self.exploration
+        return found | (dict(loss_scale=self.scaler.get_scale()) if self.scaler.is_enabled() else {})
 
     def weights(self)->dict[str, Tensor]:
         "The weights to use, by name: the running mean where there is one, and all buffers."
@@ -210,7 +245,7 @@ def train_state(
     "All that is needed to go on exactly; every rank must call it."
     t = trainer
     return dict(step=t.step_number, seed=t.seed, loader=t.loader.state_dict(), weights=t.act.state_dict(), optimiser=t.optimiser.state_dict() if t.optimiser else None,
-                ema=t.ema.state_dict() if t.ema else None, carry=_gather_carry(t.carries, t.ranks), sums=t.ranks.gather(t.sums[None]).cpu(), graded=t.graded, best=t.best)
+                ema=t.ema.state_dict() if t.ema else None, scaler=t.scaler.state_dict(), carry=_gather_carry(t.carries, t.ranks), sums=t.ranks.gather(t.sums[None]).cpu(), graded=t.graded, best=t.best)
 
 def restore(
     trainer:Trainer, # freshly made, with the settings of the saved run
@@ -222,6 +257,7 @@ def restore(
     t.act.load_state_dict(state['weights'])
     if t.optimiser: t.optimiser.load_state_dict(state['optimiser'])
     if t.ema: t.ema.load_state_dict(state['ema'])
+    if state.get('scaler'): t.scaler.load_state_dict(state['scaler'])
     t.step_number, t.seed, t.graded, t.best = state['step'], state['seed'], state['graded'], state['best']
     slots = t.slots.cpu()
     t.carries = [_slice_carry(state['carry'], slots[p], device) for p in t.parts]

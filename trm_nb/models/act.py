@@ -7,7 +7,7 @@ __all__ = ['Latents', 'PuzzleShape', 'ModelSettings', 'Update', 'Outputs', 'Recu
            'choose', 'ACT', 'ponder']
 
 # %% ../../nbs/02_models/03_act.ipynb #c002
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Callable, Iterator, Literal, NamedTuple
 import torch
@@ -44,7 +44,7 @@ class ModelSettings(Settings):
     halt_exploration_prob: float = Field(0.1, ge=0, le=1) # how often a sequence must go on to a random minimum
     no_ACT_continue: bool = True # halt on q_halt > 0; otherwise on q_halt > q_continue
     train_continue: bool = True # train q_continue too, where it decides; costs one more forward pass a step
-    forward_dtype: Literal['auto', 'bfloat16', 'float32'] = 'auto' # auto: bfloat16 on CUDA, float32 elsewhere
+    forward_dtype: Literal['auto', 'bfloat16', 'float16', 'float32'] = 'auto' # auto: bfloat16 on CUDA, float32 elsewhere; float16 trains with loss scaling
 
     @model_validator(mode='after')
     def _fits(self):
@@ -87,6 +87,7 @@ class Recursion(nn.Module):
     "Embeds a puzzle, updates latents by a schedule, reads the answer and the halting values from `z_H`."
     latent_names = ('z_H', 'z_L')
     readout = 'z_H'
+    depth: tuple[int, int] | None = None # H_cycles and L_cycles for now; none: those of the settings
 
     def __init__(self,
         settings:ModelSettings, # the architecture's settings
@@ -123,15 +124,29 @@ class Recursion(nn.Module):
         "Make the block stacks; official name `L_level`."
         self.L_level = self.stack(self.settings.L_layers)
 
+    @property
+    def cycles(self)->tuple[int, int]:
+        "H_cycles and L_cycles of a step."
+        return self.depth or (self.settings.H_cycles, self.settings.L_cycles)
+
+    @contextmanager
+    def at_depth(self,
+        depth:tuple[int, int]|None, # H_cycles and L_cycles; None: those of the settings
+    ):
+        "Within the block the recursion is as deep as that."
+        self.depth = depth
+        try: yield self
+        finally: self.depth = None
+
     def schedule(self)->list[Update]:
         "H_cycles rounds of L_cycles updates of `z_L` and one of `z_H`."
-        s = self.settings
-        return [Update('z_L' if l < s.L_cycles else 'z_H', h, l) for h in range(s.H_cycles) for l in range(s.L_cycles + 1)]
+        rounds, thoughts = self.cycles
+        return [Update('z_L' if l < thoughts else 'z_H', h, l) for h in range(rounds) for l in range(thoughts + 1)]
 
     @property
     def grad_updates(self)->int:
         "How many of the last updates carry gradient: the last round."
-        return self.settings.L_cycles + 1
+        return self.cycles[1] + 1
 
     def update(self, z:Latents, x:Tensor, u:Update)->Tensor:
         "The new value of latent `u.latent`."

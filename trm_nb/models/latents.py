@@ -27,7 +27,7 @@ class SingleLatent(Recursion):
 
     def update(self, z:Latents, x:Tensor, u:Update)->Tensor:
         "f(z + x), at the end of a round f(z)."
-        return self.L_level(z['z_L'], *[x] * (u.l < self.settings.L_cycles), rope=self.rope)
+        return self.L_level(z['z_L'], *[x] * (u.l < self.cycles[1]), rope=self.rope)
 
 # %% ../../nbs/02_models/08_latents.ipynb #c009
 class SixLatentsSettings(TRMSettings):

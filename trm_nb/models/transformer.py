@@ -32,7 +32,7 @@ class TransformerBaseline(Recursion):
 
     def schedule(self)->list[Update]:
         "H_cycles updates of `z_H`; the reference has one."
-        return [Update('z_H', h, 0) for h in range(self.settings.H_cycles)]
+        return [Update('z_H', h, 0) for h in range(self.cycles[0])]
 
     grad_updates = 1 # the last
 
