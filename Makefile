@@ -33,7 +33,7 @@ test-all: $(READY) docs-check ## the slow tier: every page, slow cells and slow 
 	@echo "== system packages"
 	@sh tests/tooling/system_packages.sh
 	@echo "== packages of the slow tier"
-	@.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,wandb,arc,serve,slow]'
+	@.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,wandb,arc,slurm,serve,slow]'
 	@echo "== slow cells"
 	@grep -rlE '"#\| *slow' nbs --include '*.ipynb' | $(RUN) $(PACE) xargs -r -n 1 nbdev_test --n_workers 0 --flags slow --path
 	@echo "== slow tests"
@@ -69,5 +69,5 @@ $(READY): settings.ini setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, this is %d.%d: make PYTHON=python3.12" % v)'
 	@echo "== filling .venv: some minutes the first time"
 	@$(PYTHON) -m venv .venv || { echo "python3 cannot make an environment; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
-	.venv/bin/python -m pip install --constraint constraints.txt --editable '.[dev,wandb,tensorboard,arc]'
+	.venv/bin/python -m pip install --constraint constraints.txt --editable '.[dev,wandb,tensorboard,arc,slurm]'
 	@touch $@

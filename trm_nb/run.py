@@ -79,10 +79,11 @@ FREE = ('runs', 'name', 'device', 'data.path', 'data.test_path', 'learn.steps', 
 def changed_setting(
     old:Config, # of a run folder
     new:Config, # that would go on with it
+    free:tuple=FREE, # settings, or sections, that may differ
 )->str|None:
     "First setting that differs and may not."
     a, b = (flatten(c.model_dump(mode='json')) for c in (old, new))
-    return next((k for k in a | b if a.get(k) != b.get(k) and not any(k == f or k.startswith(f + '.') for f in FREE)), None)
+    return next((k for k in a | b if a.get(k) != b.get(k) and not any(k == f or k.startswith(f + '.') for f in free)), None)
 
 def _check_folder(config, resume, overwrite):
     "Refuse to mix two runs in one folder."

@@ -285,13 +285,13 @@ class Queue:
 
     def _turn(self):
         try:
+            for job in [j for j in self.waiting if asked_to_stop(j.path)]: self._end(self.waiting.pop(self.waiting.index(job)), 'stopped')
             while self.waiting and self.free: self._begin(self.waiting.pop(0))
             self._look()
             if self.running: time.sleep(self.pause)
         except KeyboardInterrupt: self.stop()
 
     def _begin(self, job):
-        if asked_to_stop(job.path): return self._end(job, 'stopped')
         slot, env = self.free.popitem()
         try:
             self.tell('starts', job.update(slot=slot))
