@@ -249,7 +249,7 @@ def without_places(
 def code_files()->Files:
     "The library itself."
     root = Path(str(resources.files('trm_nb')))
-    return {f'trm_nb/{p.relative_to(root).as_posix()}': p for p in sorted(root.rglob('*.py')) if p.name != '_modidx.py'}
+    return {f'trm_nb/{p.relative_to(root).as_posix()}': p for p in sorted(root.rglob('*')) if p.suffix == '.py' and p.name != '_modidx.py' or p.parent.name == 'static'}
 
 _NOTEBOOK = {'papermill', 'nbconvert', 'ipykernel', 'ipywidgets'}
 
