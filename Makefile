@@ -44,18 +44,18 @@ lab: $(READY) ## JupyterLab on the tutorials
 
 docs: $(READY) ## the website in _docs, with Quarto
 	@command -v quarto >/dev/null || { echo "Quarto is not installed (https://quarto.org/docs/get-started); make docs-check renders every page without it"; exit 1; }
-	$(RUN) nbdev_proc_nbs
+	$(RUN) $(PACE) python tests/tooling/make_pages.py
 	cd _proc && quarto render --no-cache
 	rm -rf _docs && mv _proc/_docs _docs
 
-docs-check: $(READY) ## render every page without Quarto; fail on broken pages, links and missing docstrings
+docs-check: $(READY) ## render every page without Quarto; fail on broken pages, dead links and undocumented symbols
 	@echo "== pages"
 	@$(RUN) $(PACE) python tests/tooling/docs_check.py
 
 readme: $(READY) ## README.md from nbs/index.ipynb
 	@$(RUN) python tests/tooling/make_readme.py
 
-prepare: $(READY) ## before a commit: export, clean, sidebar, README
+prepare: $(READY) ## before a commit: export, clean, sidebar, reference, README
 	@$(RUN) nbdev_export
 	@$(RUN) nbdev_clean
 	@$(RUN) python tests/tooling/make_sidebar.py

@@ -36,9 +36,23 @@ def test_sidebar_lists_every_notebook():
 def test_quarto_files_are_links():
     for name in ('_quarto.yml', 'sidebar.yml'): assert (NBS/name).resolve() == ROOT/name
 
+def test_quarto_names_pages_that_exist():
+    site = yaml.safe_load((ROOT/'_quarto.yml').read_text())['website']
+    pages = [i['href'] for side in ('left', 'right') for i in site['navbar'][side] if '://' not in i['href']]
+    assert not [p for p in [*pages, site['image']] if not (NBS/p).is_file()]
+
+@pytest.mark.parametrize('path', sorted((ROOT/'.github'/'workflows').glob('*.yml')), ids=lambda p: p.stem)
+def test_workflow(path):
+    steps = [s for job in yaml.safe_load(path.read_text())['jobs'].values() for s in job['steps']]
+    assert all(re.search(r'@v\d', s['uses']) if 'uses' in s else s['run'] for s in steps), 'an action of no fixed version'
+    assert all(f'\n{s["run"].split()[1]}:' in (ROOT/'Makefile').read_text() for s in steps if 'run' in s), 'no such target of make'
+
+def test_pictures_are_small():
+    assert not [p.name for p in (NBS/'images').iterdir() if p.stat().st_size > 300_000]
+
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.relative_to(NBS).as_posix())
 def test_notebook(path):
-    assert exports(path) or path.name == 'index.ipynb' or path.parent.name == 'tutorials', 'first cell: #| default_exp room.module'
+    assert exports(path) or path.name in ('index.ipynb', 'reference.ipynb') or path.parent.name in ('tutorials', 'howto', 'explain'), 'first cell: #| default_exp room.module'
     outputs = [output for cell in cells(path) for output in cell.get('outputs', [])]
     assert not [o for o in outputs if o['output_type'] == 'error'], 'an error is stored as output'
     assert len(json.dumps(outputs)) < 200_000, 'outputs over 200 KB'

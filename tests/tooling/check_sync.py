@@ -1,7 +1,7 @@
-"""Fail when exporting and cleaning changes the notebooks or the library, or when README.md or sidebar.yml lag behind."""
+"""Fail when exporting and cleaning changes the notebooks or the library, or when README.md, sidebar.yml or the reference lag behind."""
 import hashlib, subprocess, sys
 from make_readme import ROOT, in_step
-from make_sidebar import sidebar
+from make_sidebar import generated
 
 def contents():
     "Hash of every notebook, module and generated file."
@@ -19,7 +19,7 @@ def main():
     for command in ('nbdev_export', 'nbdev_clean'): subprocess.run([command], cwd=ROOT, check=True)
     late = [f'{name}: changed by export or clean' for name in changes(before, contents())]
     if not in_step(): late.append('README.md: not what nbs/index.ipynb gives')
-    if (ROOT/'sidebar.yml').read_text(encoding='utf-8') != sidebar(): late.append('sidebar.yml: does not list nbs/ as it is')
+    late += [f'{path.name}: does not list nbs/ as it is' for path, text in generated().items() if path.read_text(encoding='utf-8') != text]
     if late: sys.exit('\n'.join(['Out of step (make prepare mends it):', *late]))
 
 if __name__ == '__main__': main()

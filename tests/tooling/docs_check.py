@@ -1,15 +1,14 @@
-"""Render every page without Quarto; fail on a page that breaks, a dead internal link or image, a public symbol without docstring."""
-import ast, re, shutil, sys
+"""Render every page without Quarto; fail on a page that breaks, a dead internal link or image, a public symbol that is not documented on its module's page."""
+import ast, re, sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 import nbformat, yaml
 from nbconvert import HTMLExporter
 from nbdev.config import get_config
-from nbdev.quarto import refresh_quarto_yml
-from nbdev.serve import proc_nbs
 
-ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).parent))
+from make_pages import ROOT, processed
 
 class Page(HTMLParser):
     "Collects the anchors and the links of a rendered page."
@@ -21,7 +20,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         "Note the ids, and what is linked or shown."
         attrs = dict(attrs)
-        self.anchors |= {attrs[k].lower() for k in ('id', 'name') if attrs.get(k)}
+        self.anchors |= {unquote(attrs[k]).lower() for k in ('id', 'name') if attrs.get(k)}
         self.links += [attrs[k] for k in ('href', 'src') if attrs.get(k) and tag in ('a', 'img', 'iframe', 'source')]
 
 def address(path):
@@ -97,20 +96,35 @@ def undocumented(package):
     return [f'{path.relative_to(package.parent)}:{node.lineno}: {node.name} has no docstring' for path, tree in trees.items()
             for node in public(tree.body) if not ast.get_docstring(node) and not again(node)]
 
-def processed():
-    "The folder of notebooks as nbdev prepares them for Quarto; their imports and exported cells are run for this."
-    shutil.rmtree(ROOT/'_proc', ignore_errors=True)
-    refresh_quarto_yml()
-    try: return proc_nbs(force=True, n_workers=2)
+def symbols(path):
+    "(anchor, line) of every public function, class and method that a module defines with a docstring."
+    for node in ast.parse(path.read_text(encoding='utf-8')).body:
+        for found in public([node]):
+            if ast.get_docstring(found): yield (node.name if found is node else f'{node.name}.{found.name}').lower(), found.lineno - len(found.decorator_list)
+
+def unshown(package, pages, sources):
+    "Complaints about public symbols that the page of their module does not show, or shows without a link to their source."
+    complaints, names = [], {where.as_posix(): html for html, where in sources.items()}
+    for path in sorted(package.rglob('[!_]*.py')):
+        module, notebook = path.relative_to(package.parent), re.search(r'File to edit: (?:\.\./)*nbs/(\S+)', path.read_text(encoding='utf-8'))
+        page = pages.get(names.get(notebook and notebook[1]))
+        for anchor, line in symbols(path) if page else []:
+            if anchor not in page.anchors: complaints.append(f'{notebook[1]}: {anchor} is not documented')
+            elif not any(link.endswith(f'{module.as_posix()}#L{line}') for link in page.links): complaints.append(f'{notebook[1]}: {anchor} has no link to line {line} of {module}')
+    return complaints
+
+def prepared():
+    "The folder of prepared notebooks."
+    try: return processed()
     except Exception as e: sys.exit(f'a notebook cannot be processed: {e}')
 
 def main():
     "Process, render, check."
-    config, folder = get_config(path=ROOT), processed()
+    config, folder = get_config(path=ROOT), prepared()
     pages, sources, broken = rendered(folder)
     complaints = broken + links(pages, sources, folder, f'{config.doc_host}{config.doc_baseurl}')
-    complaints += sidebar(folder) + undocumented(ROOT/'trm_nb')
+    complaints += sidebar(folder) + undocumented(ROOT/'trm_nb') + unshown(ROOT/'trm_nb', pages, sources)
     if complaints: sys.exit('\n'.join(complaints))
-    print(f'{len(pages)} pages: all render, no dead link, every public symbol has its docstring')
+    print(f'{len(pages)} pages: all render, no dead link, every public symbol is documented and linked to its source')
 
 if __name__ == '__main__': main()

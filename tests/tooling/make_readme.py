@@ -23,7 +23,7 @@ def as_text(cell):
 
 def from_root(markdown):
     "Links between notebooks, as seen from the top of the repository."
-    return re.sub(r'\]\((?![a-z]+:|[#/])([^)\s]+\.(?:ipynb|png|svg))', r'](nbs/\1', markdown)
+    return re.sub(r'\]\((?![a-z]+:|[#/])([^)\s]+\.(?:ipynb|png|svg|gif|html))', r'](nbs/\1', markdown)
 
 def readme():
     "The text of README.md."
