@@ -1,5 +1,5 @@
 """The explorer: packs to the byte, the module's pure functions in Node, pages without a kernel in Chromium, the widget in JupyterLab and Voila."""
-import gzip, json, shutil, statistics, subprocess
+import gzip, json, shutil, statistics, subprocess, time
 import nbformat
 import numpy as np
 import pytest
@@ -7,10 +7,13 @@ import torch
 from browser import READY, chromium, lab, offline, run_notebook, voila, watched
 from trm_nb.data.format import PUZZLES
 from trm_nb.data.sudoku import generate
-from trm_nb.explore.player import Player, pack, static_file, trace_pack, unpack
+from trm_nb.explore.ablate import ablate
+from trm_nb.explore.labs import AblationBench, HaltingLab, LatentMap, ablations_pack, halting_pack, halting_worth, map_pack, shipped_trace, stops_at
+from trm_nb.explore.player import Page, Player, pack, static_file, trace_pack, unpack
 from trm_nb.explore.solver import Solver
 from trm_nb.explore.widgets import Explorer
 from trm_nb.models.act import PuzzleShape
+from trm_nb.models.pretrained import save_pretrained
 from trm_nb.models.zoo import build_model
 
 def small_solver(name, steps=4):
@@ -73,6 +76,11 @@ out.dark = [m.isDark(body({ jpThemeLight: 'false' }), false), m.isDark(body({ jp
 out.inflated = Buffer.from(await m.inflate(readFileSync('trace.pack.gz'))).equals(packed);
 try { m.unpack(new Uint8Array(20)); } catch (e) { out.refused = e.message; }
 out.shifted = m.unpack(new DataView(new Uint8Array([7, 7, 7, ...packed]).buffer, 3)).arrays.inputs.length;
+const many = m.readMany(readFileSync('many.pack')), right = m.rightAt(many), rules = [[-9, 1, 1], [0, 1, 1], [.1, 2, 1], [-.5, 1, 2], [9, 1, 1]];
+out.right = [...right];
+out.stops = rules.map(([t, least, often]) => [...m.stopsAt(many.arrays.q_halt, many.steps, t, least, often)]);
+out.worth = rules.map(([t, least, often]) => m.worth(right, many.steps, m.stopsAt(many.arrays.q_halt, many.steps, t, least, often)));
+out.trade = m.tradeOff(many.arrays.q_halt, right, many.steps, 1, 1);
 console.log(JSON.stringify(out));
 '''
 
@@ -82,7 +90,7 @@ def found(traces, tmp_path_factory):
     if not node: pytest.skip('no Node')
     folder, data = tmp_path_factory.mktemp('node'), trace_pack(traces[0])
     shutil.copy(static_file('explorer.js'), folder/'explorer.mjs')
-    (folder/'trace.pack').write_bytes(data), (folder/'trace.pack.gz').write_bytes(gzip.compress(data)), (folder/'probe.mjs').write_text(PROBE)
+    (folder/'trace.pack').write_bytes(data), (folder/'trace.pack.gz').write_bytes(gzip.compress(data)), (folder/'probe.mjs').write_text(PROBE), (folder/'many.pack').write_bytes(halting_pack(traces))
     done = subprocess.run([node, 'probe.mjs'], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -116,6 +124,45 @@ def test_small_functions(found):
     assert found['ticks'] == [[0, 2, 4, 6, 8], [-2, 0, 2, 4], [0, 1, 2], [0, .1, .2, .3], [1]]
     assert found['mix'] == ['#808080', '#102030', [255, 0, 0]] and found['scaled'] == [0, 128, 255]
     assert found['dark'] == [True, False, True, False, True]
+
+def test_the_browser_halts_as_the_kernel_does(found, traces):
+    rules = [dict(threshold=t, least=l, often=o) for t, l, o in ((-9, 1, 1), (0, 1, 1), (.1, 2, 1), (-.5, 1, 2), (9, 1, 1))]
+    assert found['right'] == traces.correct.ravel().astype(int).tolist()
+    assert found['stops'] == [stops_at(traces.q_halt, **r).tolist() for r in rules]
+    for here, rule in zip(found['worth'], rules): assert {k: here[k] for k in ('accuracy', 'cost', 'early')} == pytest.approx(halting_worth(traces, **rule))
+    assert found['trade'][0]['cost'] == 1 and found['trade'][-1]['cost'] == traces.steps
+
+
+# bad input
+
+def test_bad_input_is_one_line_and_all_goes_on(tmp_path, monkeypatch):
+    "Wrong size, wrong symbols, contradictions, a checkpoint that has vanished, an interrupt while a cell waits."
+    solver, sent = small_solver('sudoku-4x4'), []
+    kept = save_pretrained(solver.act, tmp_path/'model', 'sudoku-4x4')
+    w = Explorer({'kept': str(kept), 'other': str(tmp_path/'other')}, '1...' + '.' * 12)
+    w.send = lambda content, buffers=None: sent.append(content)
+    def tell(**m):
+        w._receive(w, m, [])
+        assert w.wait(60)
+        return w.status['text']
+    assert w.wait(60) and w.trace is not None
+    assert '16 cells' in tell(type='read', id='r', text='12') and "'x'" in tell(type='read', id='r', text='x' * 16) and 'JSON' in tell(type='read', id='r', text='[[1,')
+    assert 'Contradictory' in tell(type='solve', a=dict(settings={}), tokens=[2, 2] + [1] * 14) and w.status['offer']
+    assert tell(type='solve', a=dict(settings={}), tokens=[2, 2] + [1] * 14, anyway=True) == '' and w.trace.inputs[1] == 2
+    shutil.rmtree(kept)
+    tell(type='entry', entry=0)
+    assert tell(type='solve', a=dict(settings=dict(steps=2))) == '' and w.trace.steps == 2        # what is loaded stays
+    assert 'other' in tell(type='model', name='other') and 'gone' in tell(type='model', name=str(tmp_path/'gone')) and list(w.models) == ['kept', 'other']
+    assert tell(type='solve', a=dict(settings=dict(steps=3))) == '' and w.trace.steps == 3
+    def interrupted(seconds=None): raise KeyboardInterrupt
+    w._receive(w, dict(type='solve', a=dict(settings=dict(steps=500))), [])
+    while not w.status.get('done'): time.sleep(.005)
+    join, thread = w.worker.thread.join, w.worker.thread
+    monkeypatch.setattr(thread, 'join', lambda seconds=None: monkeypatch.undo() or interrupted())
+    w.wait()
+    join()
+    assert 'left off after step' in w.status['text'] and tell(type='solve', a=dict(settings=dict(steps=2))) == ''
+    assert w.plot().png().startswith(b'\x89PNG')
 
 
 # pages without a kernel
@@ -176,6 +223,94 @@ def test_a_frame_in_a_notebook_plays(traces, tmp_path, browser):
     frame.locator('.trm canvas.trm-board').first.wait_for(timeout=20000)
     frame.locator('button[title^="one on"]').click()
     assert frame.locator('.trm-where').inner_text().startswith('step 1 · H 2') and page.bad == [] and page.asked == []
+
+def lab_pages(solver, folder, n=12):
+    "The three pages of many puzzles, of a small model."
+    rows = generate(n, 4, seed=3)
+    grids = lambda tokens: [solver.puzzle.to_grid(t) for t in tokens]
+    trace = solver.trace(grids(rows.inputs), grids(rows.labels), cells=False)
+    found = ablate(solver, grids(rows.inputs), grids(rows.labels))
+    return trace, found, [Page(kind, data).to_html(folder/f'{kind}.html') for kind, data in (('map', map_pack(trace)), ('halting', halting_pack(trace)), ('ablations', ablations_pack(found)))]
+
+LAB = "code => { const x = document.querySelector('.trm').lab; return new Function('x', code)(x); }"
+LAB_READY = "() => document.querySelector('.trm')?.lab?.shown !== undefined"
+
+def drag(page, fractions):
+    "Draw a rectangle over the map, from and to shares of its canvas."
+    box = page.locator('.trm-left canvas').first.bounding_box()
+    (x, y), (x2, y2) = [(box['x'] + a * box['width'], box['y'] + b * box['height']) for a, b in fractions]
+    page.mouse.move(x, y), page.mouse.down(), page.mouse.move((x + x2) / 2, (y + y2) / 2), page.mouse.move(x2, y2), page.mouse.up()
+
+@pytest.mark.slow
+def test_pages_of_many_puzzles(solver, tmp_path, browser):
+    trace, found, (map_page, halting_page, bench_page) = lab_pages(solver, tmp_path)
+    page = offline(browser, viewport=dict(width=1300, height=950))
+    page.goto(map_page.as_uri())
+    page.wait_for_function(LAB_READY)
+    page.evaluate(LAB, 'x.setStep(2)')
+    x, y = np.array(page.evaluate(LAB, 'return x.spots')).T
+    places = trace.path[:, trace.find(2)]
+    assert np.corrcoef(x, places[:, 0])[0, 1] > .999 and np.corrcoef(y, places[:, 1])[0, 1] < -.999        # up is more
+    middle = np.median(x)
+    page.evaluate(LAB, 'return x.panels.map.canvas.scrollIntoView()')
+    width = page.locator('.trm-left canvas').first.bounding_box()['width']
+    drag(page, [(.001, .001), (middle / width, .999)])
+    assert page.evaluate(LAB, 'return [...x.chosen].sort((a, b) => a - b)') == np.flatnonzero(x <= middle).tolist()
+    page.locator('.trm-thumb').first.click()
+    page.wait_for_function("() => /sel=/.test(location.hash) && /pick=/.test(location.hash)")
+    again = offline(browser, viewport=dict(width=1300, height=950))
+    again.goto(page.url)
+    again.wait_for_function("() => document.querySelector('.trm')?.lab?.chosen.size > 0")
+    state = 'return JSON.stringify(x.state())'
+    assert again.evaluate(LAB, state) == page.evaluate(LAB, state)
+    page.keyboard.press('Escape')
+    page.evaluate(LAB, "x.rate = 60; x.play()")
+    page.wait_for_function("() => { const x = document.querySelector('.trm').lab; return !x.playing && x.now === x.updates().length - 1 }")
+    page.goto(halting_page.as_uri())
+    page.wait_for_function(LAB_READY)
+    for threshold in (-9., 0., .2):
+        shown = page.evaluate(LAB, f'x.setThreshold({threshold}); return x.tiles.innerText')
+        assert f'{100 * halting_worth(trace, threshold=threshold)["accuracy"]:.1f}%' in shown and f'{halting_worth(trace, threshold=threshold)["cost"]:.2f}' in shown
+    page.locator('.trm-slider').focus()
+    before = page.evaluate(LAB, 'return x.threshold')
+    for _ in range(40): page.keyboard.press('ArrowRight')
+    assert page.evaluate(LAB, 'return x.threshold') > before
+    page.goto(bench_page.as_uri())
+    page.wait_for_function(LAB_READY)
+    assert page.evaluate(LAB, 'return x.data.conditions') == found.names
+    assert page.evaluate(LAB, 'return x.data.conditions.map((_, c) => x.data.share(c, x.data.last(c)))') == pytest.approx([r.right.mean() for r in found.results])
+    page.evaluate(LAB, 'x.chosen = 3; x.relayout()')
+    page.locator('.trm-thumb').first.click()
+    assert page.locator('.trm-thumb').count() == len(found.names)
+    assert page.bad == [] and page.asked == [] and again.bad == []
+
+@pytest.mark.slow
+def test_an_address_keeps_what_is_looked_at(traces, tmp_path, browser):
+    path = Player(traces).to_html(tmp_path/'play.html')
+    page = offline(browser)
+    page.goto(path.as_uri() + '#p=1&u=11&cell=6&shade=entropy&lens=z_L&grain=update&heat=pc0&theme=dark')
+    page.wait_for_function("() => { const x = document.querySelector('.trm')?.explorer; return x && x.cell === 6 && x.u === 11 }")
+    seen = page.evaluate(DO, 'return [x.puzzles.value, x.shade.value, x.lens.value, x.grain.value, x.heat.value, x.root.dataset.theme, [...x.sides.a.arrays.inputs].join()]')
+    assert seen == ['1', 'entropy', 'z_L', 'update', 'pc0', 'dark', ','.join(map(str, traces[1].inputs))]
+    page.evaluate(DO, 'x.setStep(1)')
+    page.wait_for_function("() => /u=5(&|$)/.test(location.hash)")
+    page.evaluate("() => { location.hash = 'u=17&cell=2' }")
+    page.wait_for_function("() => { const x = document.querySelector('.trm').explorer; return x.cell === 2 && x.u === 17 }")
+    page.goto(path.as_uri() + '#u=99999&cell=400&shade=nothing&p=7')                    # what makes no sense is left out
+    page.reload()
+    page.wait_for_function(READY)
+    assert page.evaluate(DO, 'return [x.cell, x.shade.value]') == [-1, 'sure'] and page.bad == []
+
+@pytest.mark.slow
+def test_a_map_of_what_ships_moves_smoothly(tmp_path, browser):
+    page = offline(browser, viewport=dict(width=1400, height=1000))
+    page.goto(LatentMap().to_html(tmp_path/'map.html').as_uri())
+    page.wait_for_function(LAB_READY, timeout=60000)
+    times = page.evaluate("""async () => { const x = document.querySelector('.trm').lab, times = [];
+      for (let i = 0; i < 40; i++) { const to = (i * 7) % x.updates().length, from = performance.now(); x.slider.value = String(to); x.slider.dispatchEvent(new Event('input')); while (x.shown !== to) await new Promise(requestAnimationFrame); times.push(performance.now() - from); }
+      return times; }""")
+    print(f'map of {len(shipped_trace())} puzzles: a new frame after {statistics.median(times):.1f} ms (median), {max(times):.1f} ms at most')
+    assert sorted(times)[len(times) // 4] < 50 and page.bad == []           # a quarter: other work may hold the machine
 
 SCRUB = '''async () => { const x = document.querySelector('.trm').explorer, times = [], n = x.frames.length; x.grain.value = 'update'; x.regrain(); await new Promise(requestAnimationFrame);
   for (let i = 0; i < 60; i++) { const to = (i * 37) % x.frames.length, from = performance.now(); x.slider.value = String(to); x.slider.dispatchEvent(new Event('input')); while (x.shown !== x.frames[to]) await new Promise(requestAnimationFrame); times.push(performance.now() - from); }
@@ -372,3 +507,52 @@ def test_in_voila(tmp_path, browser):
         page.wait_for_selector('.trm canvas.trm-board', timeout=90000)
         through(page)
         assert ours(page) == []
+
+LABS = SETUP.replace('w = Explorer(', 'from trm_nb.explore.labs import AblationBench, HaltingLab, LatentMap\ns, rows = solver("sudoku-4x4"), generate(12, 4, seed=3)\nnothing = lambda *a, **k: None\nnothing(')
+
+def labs(page):
+    "What a reader does with the three widgets of many puzzles."
+    ready = lambda kind, more='true', seconds=60: page.wait_for_function(f"() => {{ const x = document.querySelector('.trm-{kind}')?.lab; return x && x.data && !x.busy && x.shown !== undefined && ({more}) }}", timeout=1000 * seconds)
+    lab = lambda kind, code: page.evaluate("([kind, code]) => { const x = document.querySelector('.trm-' + kind).lab; return new Function('x', code)(x); }", [kind, code])
+    ready('bench', 'x.data.C === 10', 90), ready('halting', 'x.data.n === 12'), ready('map')
+    page.locator('.trm-map').scroll_into_view_if_needed()
+    page.locator('.trm-map .trm-play').click()
+    ready('map', '!x.playing && x.now > 0')
+    drag(page, [(.001, .001), (.999, .999)])
+    ready('map', 'x.chosen.size === 12')
+    page.locator('.trm-bench').scroll_into_view_if_needed()
+    page.get_by_role('button', name='Another run').click()
+    page.locator('.trm-bench select[name=hold]').select_option('z_L')
+    page.locator('.trm-bench input[name=after]').press_sequentially('2')
+    page.locator('.trm-bench button[type=submit]').click()
+    ready('bench', 'x.data.C === 11')
+    assert lab('bench', 'return x.data.conditions.at(-1)') == 'z_L held after step 2'
+    page.locator('.trm-bench input[name=steps]').press_sequentially('500')
+    page.locator('.trm-bench button[type=submit]').click()
+    page.locator('.trm-bench').get_by_role('button', name='Cancel').click()
+    page.locator('.trm-bench').get_by_text('left off in').wait_for()
+    page.locator('.trm-halting .trm-slider').focus()
+    page.keyboard.press('End')
+    ready('halting', 'x.threshold > 0')
+    return lab('halting', 'return x.threshold')
+
+@pytest.mark.slow
+def test_labs_in_jupyterlab(running):
+    notebook(running.folder, LABS, 'm = LatentMap(s.trace([s.puzzle.to_grid(x) for x in rows.inputs], [s.puzzle.to_grid(x) for x in rows.labels])); m', 'h = HaltingLab(s, rows); h', 'b = AblationBench(s, rows); b', name='labs.ipynb')
+    page = watched(running.context)
+    page.set_viewport_size(dict(width=1300, height=1000))
+    run_notebook(page, running.address, 'labs.ipynb')
+    labs(page)
+    assert ours(page) == []
+    page.close()
+
+@pytest.mark.slow
+def test_a_notebook_turned_into_a_page_keeps_a_picture(tmp_path):
+    "Widgets that were shown leave a picture, and what `static` gives plays, where there is no kernel."
+    import nbclient
+    from nbconvert import HTMLExporter
+    nb = nbformat.read(notebook(tmp_path, LABS, 'from trm_nb.explore.widgets import Explorer\nw = Explorer(s, rows); w', 'LatentMap(s.trace([s.puzzle.to_grid(x) for x in rows.inputs]))', 'w.wait(); w', 'w.static()'), 4)
+    nbclient.NotebookClient(nb, timeout=120, store_widget_state=False, kernel_name='python3').execute()
+    for cell in nb.cells[1:4]: assert {'application/vnd.jupyter.widget-view+json', 'image/png'} <= set(cell.outputs[0]['data'])
+    page, _ = HTMLExporter().from_notebook_node(nb)
+    assert page.count('<img') == 3 and page.count('<iframe') == 1 and 'Traceback' not in page

@@ -16,6 +16,8 @@ import numpy as np
 from traitlets import Bool, Bytes, Dict, Unicode
 from ..data.basics import UserError, check_settings
 from .bench import Entry, RunSettings, Worker, contradictions, heed_interrupts, known_solution, list_puzzles, patch_effect, read_maps, read_puzzles, reads_of, run_frames, setting_fields, writable
+from ..evaluate.figures import Picture
+from .draw import draw_grid
 from .movie import save_movie
 from .player import Player, pack, static_file, trace_pack
 from .solver import Solver
@@ -124,6 +126,12 @@ class Explorer(anywidget.AnyWidget):
         "Write one page that plays offline what is found."
         return self.static().to_html(path, title)
 
+    def plot(self)->Picture:
+        "A still picture: what is found, or the puzzle while there is nothing yet."
+        if self.trace is not None and not self.worker.busy: return self.trace.draw()
+        tokens = self.entries[self.entry].tokens
+        return draw_grid(tokens, self.solver.look, tokens)
+
     def close(self):
         "Leave off and go."
         self.worker.cancel(), self.queries.cancel()
@@ -131,7 +139,7 @@ class Explorer(anywidget.AnyWidget):
 
     def _repr_mimebundle_(self, **kwargs):
         data, metadata = super()._repr_mimebundle_(**kwargs)
-        if self.trace is not None and not self.worker.busy: data['image/png'] = base64.b64encode(self.trace.draw().png()).decode()
+        if self.solver is not None: data['image/png'] = base64.b64encode(self.plot().png()).decode()
         return data, metadata
 
 # %% ../../nbs/04_explore/08_widgets.ipynb #c007

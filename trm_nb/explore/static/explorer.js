@@ -524,7 +524,7 @@ export class Explorer {
 
   listen() {
     const m = this.model, on = (name, f) => { m.on(name, f); (this.offs ||= []).push(() => m.off(name, f)); };
-    for (const side of SIDES) on('change:pack_' + side, () => this.load(side));
+    for (const side of SIDES) on('change:pack_' + side, () => { const done = this.load(side); if (side === 'a') this.loaded = done; });
     on('change:board', () => this.takeBoard());
     on('change:status', () => this.takeStatus());
     on('msg:custom', (message, buffers) => this.answered(message, buffers));
@@ -772,6 +772,23 @@ export class Explorer {
     const a = this.sides.a;
     this.where.textContent = a ? nameOf(a, this.u) : '';
     this.shown = this.u;
+    this.noted?.();
+  }
+
+  /** What is looked at, as text: for the address of a page. */
+  state() { return { p: this.puzzles.options.length ? this.puzzles.value : '', u: String(this.u), cell: this.cell < 0 ? '' : String(this.cell), shade: this.shade.value, lens: this.lens.value || 'last', grain: this.grain.value, heat: this.heat.value, theme: this.theme.forced === null ? '' : this.theme.forced ? 'dark' : 'light' }; }
+
+  /** Look at what an address says; what it does not know stays. */
+  async restore(s) {
+    const may = (select, value) => { if (value !== undefined && [...select.options].some(o => o.value === value)) select.value = value; };
+    if (s.p && s.p !== this.puzzles.value && +s.p < this.puzzles.options.length) { this.puzzles.value = s.p; this.model.choose(+s.p); await this.loaded; }
+    may(this.shade, s.shade); may(this.lens, s.lens === 'last' ? '' : s.lens); may(this.grain, s.grain); may(this.heat, s.heat);
+    if (s.theme) { this.theme.forced = s.theme === 'dark'; this.theme.apply(); }
+    const a = this.sides.a;
+    this.frames = framesOf(a, this.grain.value);
+    this.cell = s.cell && +s.cell < a.cells ? +s.cell : -1;
+    if (s.u) this.u = this.frames[frameAt(this.frames, Math.max(0, Math.min(a.T - 1, +s.u || 0)))];
+    this.pause(); this.influence(); this.relayout();
   }
 
   view(side) {
@@ -1200,22 +1217,586 @@ export class Monitor {
   close() { this.theme.close(); this.resized.disconnect(); this.offs.forEach(f => f()); }
 }
 
+// ------------------------------------------------------------------ labs: many puzzles at once
+
+/** Bytes of a pack of many puzzles: {about, arrays} with sizes. */
+export function readMany(data) {
+  const { about, arrays } = unpack(data), [n, steps, cells] = arrays.answers.shape;
+  return { ...about, arrays, n, steps, cells, U: about.schedule?.length || 1 };
+}
+
+/** First step (from 1) at which a signal (n, steps) has been above a threshold `often` times in a row, not before step `least`; the last step where there is none. */
+export function stopsAt(signal, steps, threshold, least = 1, often = 1) {
+  return Int32Array.from({ length: signal.length / steps }, (_, i) => {
+    let run = 0;
+    for (let s = 0; s < steps; s++) { run = signal[i * steps + s] > threshold ? run + 1 : 0; if (run >= often && s + 1 >= least) return s + 1; }
+    return steps;
+  });
+}
+
+/** What a halting rule is worth: share right, mean steps, and who stopped wrong though right later, or right though stopped later than needed. */
+export function worth(right, steps, stops) {
+  let ok = 0, total = 0, early = 0, late = 0;
+  const n = stops.length, at = (i, s) => right[i * steps + s - 1];
+  for (let i = 0; i < n; i++) {
+    total += stops[i];
+    if (at(i, stops[i])) { ok++; if (stops[i] > 1 && at(i, stops[i] - 1)) late++; }
+    else for (let s = stops[i] + 1; s <= steps; s++) if (at(i, s)) { early++; break; }
+  }
+  return { accuracy: ok / n, cost: total / n, wrong: n - ok, early, late };
+}
+
+/** Accuracy and cost at thresholds from the highest to the lowest value of a signal, about `most` of them. */
+export function tradeOff(signal, right, steps, least, often, most = 120) {
+  const values = Float32Array.from(signal).sort(), n = Math.min(most, values.length), seen = new Map();
+  for (let k = 0; k <= n; k++) {
+    const threshold = k < n ? values[Math.round(k * (values.length - 1) / Math.max(1, n - 1))] : values[0] - 1, w = worth(right, steps, stopsAt(signal, steps, threshold, least, often));
+    seen.set(w.cost.toFixed(6) + ' ' + w.accuracy, { threshold, ...w });
+  }
+  return [...seen.values()].sort((a, b) => a.cost - b.cost);
+}
+
+/** 1 where an answer (n, steps, cells) is the solution. */
+export function rightAt({ arrays: { answers, solution }, n, steps, cells }) {
+  const right = new Uint8Array(n * steps);
+  for (let i = 0; i < n; i++) for (let s = 0; s < steps; s++) right[i * steps + s] = wrongCells(answers, (i * steps + s) * cells, solution, i * cells, cells) === 0;
+  return right;
+}
+
+function wrongCells(answers, from, solution, at, cells) {
+  let n = 0;
+  for (let c = 0; c < cells; c++) n += solution[at + c] !== 0 && answers[from + c] !== solution[at + c];
+  return n;
+}
+
+/** A lab of many puzzles: what all three share. */
+class Lab {
+  constructor(model, root, name) {
+    Object.assign(this, { model, root, live: model.get('live'), picked: -1, panels: {} });
+    root.classList.add('trm', 'trm-lab', 'trm-' + name); root.tabIndex = 0; root.dataset.lmSuppressShortcuts = 'true'; root.lab = this; ownKeys(root);
+    this.progress = h('div', { class: 'trm-progress' }, h('div', {}));
+    this.message = h('span', { class: 'trm-says', role: 'status' });
+    this.note = h('div', { class: 'trm-note', hidden: true }, this.message, iconButton('close', 'close', () => { this.note.hidden = true; }));
+    this.thumbs = h('div', { class: 'trm-thumbs' }); this.about = h('div', { class: 'trm-about' });
+    this.summary = h('span', { class: 'trm-soft' });
+  }
+
+  begin() {
+    this.theme = new Theme(this.root, () => this.relayout());
+    const on = (name, f) => { this.model.on(name, f); (this.offs ||= []).push(() => this.model.off(name, f)); };
+    on('change:pack', () => this.load()); on('change:status', () => this.say());
+    this.heard?.(on);
+    this.resized = new ResizeObserver(() => { const w = this.root.clientWidth; if (w && w !== this.seenWidth) { this.seenWidth = w; this.relayout(); } });
+    this.resized.observe(this.root);
+    this.say(); this.load();
+  }
+
+  say() {
+    const s = this.model.get('status') || {};
+    this.busy = !!s.busy;
+    this.progress.firstChild.style.width = (s.busy ? 100 * (s.done || 0) : 0) + '%'; this.progress.classList.toggle('trm-busy', this.busy);
+    this.note.hidden = !s.text || s.level === 'quiet'; this.note.className = 'trm-note trm-' + (s.level || 'info'); this.message.textContent = s.text || '';
+    if (this.stopButton) this.stopButton.hidden = !this.busy;
+    this.told?.();
+  }
+
+  async load() {
+    const turn = this.turn = (this.turn || 0) + 1, data = this.model.get('pack'), bytes = data?.byteLength ? await inflate(data) : null;
+    if (turn !== this.turn) return;
+    this.data = bytes ? readMany(bytes) : null;
+    if (this.data) { if (this.picked >= this.data.n) this.picked = -1; this.took(); }
+    this.relayout();
+  }
+
+  cancelButton() { return this.stopButton = button('Cancel', 'leave off; what is found so far stays', () => this.model.send({ type: 'cancel' }), 'trm-cancel'); }
+  tell(name, value) { if (this.live && this.model.set) { this.model.set(name, value); this.model.save_changes(); } }
+
+  /** A small board of puzzle i; answer is where its tokens start in `tokens`. */
+  thumb(i, tokens, from, { width = 118, before = null, text = [], title = '', big = false } = {}) {
+    const d = this.data, L = d.cells, part = (x, at) => x.subarray(at, at + L), now = part(tokens, from), blank = d.look.blank, solution = d.arrays.solution;
+    const canvas = h('canvas', { class: 'trm-board' }), el = h('figure', { class: 'trm-thumb' + (i === this.picked ? ' trm-on' : '') + (big ? ' trm-large' : ''), title, 'data-puzzle': String(i) }, canvas, h('figcaption', {}, ...text));
+    const inputs = part(d.arrays.inputs, i * L), wrong = solution ? Uint8Array.from(now, (t, c) => solution[i * L + c] !== 0 && t !== solution[i * L + c]) : null;
+    drawBoard(canvas, width, { look: d.look, tokens: now, given: Uint8Array.from(inputs, t => blank !== null && t !== blank), before: before === null ? null : part(tokens, before), wrong, sure: null, cell: -1 }, this.theme.colours);
+    el.addEventListener('click', () => { this.picked = this.picked === i ? -1 : i; this.relayout(); });
+    return el;
+  }
+
+  nameOf(i) { return this.data.names?.[i] ?? `puzzle ${i + 1}`; }
+
+  relayout() {
+    const w = this.root.clientWidth;
+    if (!this.theme || !this.data) return;
+    if (!w) return later(this);
+    this.stale = 0;
+    this.root.classList.toggle('trm-narrow', w < 700); this.root.classList.toggle('trm-big', w >= 1150);
+    this.arrange?.(w);
+    for (const p of Object.values(this.panels)) p.rebuild(this.theme.colours);
+    this.words(); this.paint();
+  }
+  words() {}
+  paint() { if (!this.data) return; for (const p of Object.values(this.panels)) p.frame(this.theme.colours); this.painted?.(); this.noted?.(); this.shown = this.now ?? 0; }
+  draw() { if (this.pending) return; this.pending = true; requestAnimationFrame(() => { this.pending = false; this.paint(); }); }
+  export() { pictureOf(this.root, this.root.querySelector('.trm-area'), this.heading()).toBlob(blob => save(this.heading().replace(/\W+/g, '-') + '.png', blob)); }
+  heading() { return this.model.get('kind'); }
+  close() { this.pause?.(); this.theme.close(); this.resized.disconnect(); this.offs.forEach(f => f()); }
+}
+
+/** What is seen of an area of a widget, as one canvas. */
+function pictureOf(root, area, heading) {
+  const box = area.getBoundingClientRect(), canvas = document.createElement('canvas'), scale = 2, style = getComputedStyle(root);
+  canvas.width = Math.round((box.width + 20) * scale); canvas.height = Math.round((box.height + 44) * scale);
+  const ctx = canvas.getContext('2d'), x = r => r.left - box.left + 10, y = r => r.top - box.top + 34;
+  ctx.scale(scale, scale); ctx.fillStyle = style.backgroundColor; ctx.fillRect(0, 0, canvas.width, canvas.height);
+  ctx.fillStyle = style.color; ctx.font = `600 14px ${FONT}`; ctx.textBaseline = 'top'; ctx.fillText(heading, 10, 10);
+  for (const c of area.querySelectorAll('canvas')) { const r = c.getBoundingClientRect(); if (r.width) ctx.drawImage(c, x(r), y(r), r.width, r.height); }
+  ctx.font = `600 11px ${FONT}`;
+  for (const p of area.querySelectorAll('.trm-title, figcaption, .trm-about, .trm-tile')) { const r = p.getBoundingClientRect(); if (r.width) p.innerText.split('\n').forEach((line, k) => ctx.fillText(line, x(r), y(r) + 14 * k)); }
+  return canvas;
+}
+
+const THUMBS = 12;
+
+// ------------------------------------------------------------------ a map of latents
+
+const HUES = [['end', 'right at the end'], ['now', 'right now'], ['wrong', 'wrong cells now'], ['q', 'q_halt now'], ['halt', 'step of halting'], ['rating', 'difficulty']];
+const PLANES = [['01', 'components 1, 2'], ['02', 'components 1, 3'], ['12', 'components 2, 3']];
+
+export class LatentMap extends Lab {
+  constructor(model, root) {
+    super(model, root, 'map');
+    Object.assign(this, { now: 0, playing: false, over: -1, chosen: new Set(), brush: null });
+    const pick = (name, entries, title, f) => this[name] = options(h('select', { title, onchange: f || (() => this.relayout()) }), entries);
+    this.slider = h('input', { type: 'range', min: '0', max: '0', step: 'any', value: '0', class: 'trm-slider', 'aria-label': 'time', oninput: () => { this.pause(); this.seek(Math.round(+this.slider.value)); } });
+    this.where = h('span', { class: 'trm-where' });
+    this.playButton = iconButton('play', 'play or pause (space)', () => this.playing ? this.pause() : this.play()); this.playButton.classList.add('trm-play');
+    this.clearButton = button('Clear', 'select nothing (Escape)', () => this.select([]));
+    this.panels = { map: new Panel('Where the latents are', 420, { base: (...x) => this.baseMap(...x), over: (...x) => this.overMap(...x) }),
+      halt: new Panel('Stops at step', 120, { base: (...x) => this.baseHalt(...x), over: () => {}, press: (x, y, s, first) => this.pressHalt(x, s, first) }),
+      ends: new Panel('Wrong cells by step', 120, { base: (...x) => this.baseWrong(...x), over: (ctx, s, theme) => cursor(ctx, s.f, (this.at() + 1) / this.data.U, theme), press: (x, y, s) => { if (s) { this.pause(); this.seek(this.nearest(s.f.back(x))); } } }) };
+    root.replaceChildren(h('div', { class: 'trm-bar' }, labelled('latent', pick('latent', [], 'the latent that is shown', () => { this.seek(this.nearest(this.time())); this.relayout(); })), pick('plane', PLANES, 'which components'), labelled('colour', pick('hue', HUES, 'what the colours show')), h('span', { class: 'trm-space' }), this.summary, this.clearButton, button('Picture', 'save what is seen', () => this.export()), iconButton('theme', 'light or dark', () => this.theme.turn())),
+      this.progress, this.note, h('div', { class: 'trm-bar trm-transport' }, iconButton('first', 'to the beginning (Home)', () => { this.pause(); this.seek(0); }), this.playButton, this.slider, this.where, options(h('select', { title: 'ACT steps a second', onchange: e => { this.rate = +e.target.value; } }), [[.5, 'half a step a second'], [1, '1 step a second'], [2, '2 steps a second'], [4, '4 steps a second']], 2)),
+      h('div', { class: 'trm-area' }, h('div', { class: 'trm-left' }, this.panels.map.el), h('div', { class: 'trm-right' }, h('div', { class: 'trm-panels' }, this.panels.halt.el, this.panels.ends.el), this.about, this.thumbs)));
+    this.rate = 2;
+    this.mouse();
+    root.addEventListener('keydown', e => this.keyed(e));
+    this.begin();
+  }
+
+  heard(on) { on('change:selected', () => { const s = this.model.get('selected') || []; if ([...this.chosen].join() !== s.join()) { this.chosen = new Set(s); this.relayout(); } }); }
+
+  took() {
+    const d = this.data;
+    d.right = d.arrays.solution ? rightAt(d) : null;
+    d.wrong = d.arrays.solution ? Uint16Array.from({ length: d.n * d.steps }, (_, k) => wrongCells(d.arrays.answers, k * d.cells, d.arrays.solution, Math.floor(k / d.steps) * d.cells, d.cells)) : null;
+    d.halt = stopsAt(Float32Array.from(d.arrays.halts), d.steps, .5);
+    for (let i = 0; i < d.n; i++) if (!d.arrays.halts.subarray(i * d.steps, (i + 1) * d.steps).some(Boolean)) d.halt[i] = d.steps + 1;
+    options(this.latent, d.written.map(n => [n, n]), d.written.includes(this.latent.value) ? this.latent.value : d.readout);
+    options(this.hue, HUES.filter(([k]) => (d.right || !['end', 'now', 'wrong'].includes(k)) && (d.arrays.rating || k !== 'rating')), this.hue.value || (d.right ? 'end' : 'q'));
+    this.chosen = new Set((this.model.get('selected') || []).filter(i => i < d.n));
+    this.order = null;
+  }
+
+  /** Updates that write the latent. */
+  updates() {
+    const d = this.data, name = this.latent.value;
+    if (this.order?.name !== name) this.order = Object.assign(Array.from({ length: d.steps * d.U }, (_, u) => u).filter(u => d.schedule[u % d.U][0] === name), { name });
+    return this.order;
+  }
+  at() { return this.updates()[Math.min(this.updates().length - 1, Math.floor(this.now + 1e-9))]; }
+  time() { return this.data ? (this.at() + 1) / this.data.U : 0; }
+  step() { return Math.floor(this.at() / this.data.U); }
+  nearest(time) { const all = this.updates(); let i = 0; while (i + 1 < all.length && all[i + 1] + 1 <= time * this.data.U + 1e-6) i++; return i; }
+  seek(now) { this.now = Math.max(0, Math.min(this.updates().length - 1, now)); this.slider.value = String(this.now); this.draw(); }
+  setStep(step) { this.pause(); this.now = this.nearest(step); this.paint(); }
+
+  play() {
+    const all = this.updates();
+    if (this.now >= all.length - 1) this.now = 0;
+    this.playing = true; this.playButton.replaceChildren(icon('pause'));
+    let then = performance.now();
+    const tick = clock => {
+      if (!this.playing) return;
+      const step = this.step();
+      this.now = Math.min(all.length - 1, this.now + Math.max(0, clock - then) / 1000 * this.rate * all.length / this.data.steps); then = Math.max(then, clock);
+      this.slider.value = String(this.now);
+      if (this.step() !== step) this.words();
+      if (this.now >= all.length - 1) this.pause();
+      this.paint(); requestAnimationFrame(tick);
+    };
+    requestAnimationFrame(tick);
+  }
+  pause() { if (this.playing) { this.playing = false; this.playButton.replaceChildren(icon('play')); this.words(); } }
+
+  keyed(e) {
+    if (e.target.matches('input:not([type=range]), select') || e.ctrlKey || e.metaKey || e.altKey) return;
+    const keys = { ArrowLeft: () => { this.pause(); this.seek(Math.ceil(this.now) - 1); this.words(); }, ArrowRight: () => { this.pause(); this.seek(Math.floor(this.now) + 1); this.words(); }, Home: () => this.seek(0), End: () => this.seek(Infinity), Escape: () => this.select([]) };
+    if (e.key === ' ' && e.target.tagName !== 'BUTTON') this.playing ? this.pause() : this.play(); else if (keys[e.key]) keys[e.key](); else return;
+    e.preventDefault(); e.stopPropagation();
+  }
+
+  place(i, k) { const { arrays: { path }, steps, U } = this.data, u = this.updates()[k], from = (i * steps * U + u) * 3, [a, b] = this.plane.value; return [path[from + +a], path[from + +b]]; }
+
+  /** Where puzzle i is now, between two updates while it plays. */
+  spot(i) {
+    const k = Math.floor(this.now), [x, y] = this.place(i, k), share = this.now - k;
+    if (share < 1e-6) return [x, y];
+    const [x2, y2] = this.place(i, k + 1), s = share * share * (3 - 2 * share);
+    return [x + (x2 - x) * s, y + (y2 - y) * s];
+  }
+
+  colour(i, theme) {
+    const d = this.data, s = this.step(), at = i * d.steps + s, hue = this.hue.value;
+    if (hue === 'end') return d.right[(i + 1) * d.steps - 1] ? theme.cycle[0] : theme.cycle[1];
+    if (hue === 'now') return d.right[at] ? theme.cycle[0] : theme.cycle[1];
+    const share = hue === 'wrong' ? d.wrong[at] / 40 : hue === 'q' ? 1 / (1 + Math.exp(-d.arrays.q_halt[at])) : hue === 'halt' ? (d.halt[i] - 1) / d.steps : Math.log1p(d.arrays.rating[i]) / Math.log1p(this.hardest());
+    return `rgb(${ramp(theme.amount, .18 + .82 * share).join()})`;
+  }
+  hardest() { return this.data.hardest ||= Math.max(...this.data.arrays.rating, 1); }
+
+  baseMap(ctx, width, height, theme) {
+    const d = this.data, count = this.updates().length, xs = [Infinity, -Infinity], ys = [Infinity, -Infinity];
+    for (let i = 0; i < d.n; i++) for (let k = 0; k < count; k++) { const [x, y] = this.place(i, k); if (x < xs[0]) xs[0] = x; if (x > xs[1]) xs[1] = x; if (y < ys[0]) ys[0] = y; if (y > ys[1]) ys[1] = y; }
+    const f = frame(width, height, padded(xs, .04), padded(ys, .04));
+    f.left = 16; f.right = width - 12; f.top = 10; f.bottom = height - 22;
+    const [x0, x1] = padded(xs, .04), scale = (f.right - f.left) / (x1 - x0 || 1);
+    f.x = v => f.left + (v - x0) * scale; f.back = px => x0 + (px - f.left) / scale;
+    ctx.strokeStyle = theme.faint; ctx.lineWidth = 1; ctx.strokeRect(f.left - 4.5, f.top - 4.5, f.right - f.left + 9, f.bottom - f.top + 9);
+    const quiet = this.chosen.size > 0 || this.picked >= 0;
+    ctx.lineWidth = .7; ctx.lineJoin = 'round'; ctx.strokeStyle = theme.soft; ctx.globalAlpha = quiet ? .05 : .12;
+    for (let i = 0; i < d.n; i++) { ctx.beginPath(); for (let k = 0; k < count; k++) { const [x, y] = this.place(i, k); k ? ctx.lineTo(f.x(x), f.y(y)) : ctx.moveTo(f.x(x), f.y(y)); } ctx.stroke(); }
+    ctx.globalAlpha = 1;
+    ctx.font = `10px ${FONT}`; ctx.fillStyle = theme.soft; ctx.textAlign = 'center'; ctx.textBaseline = 'top';
+    const [a, b] = this.plane.value, share = k => d.explained ? ` (${Math.round(100 * d.explained[k])}%)` : '';
+    ctx.fillText(`component ${+a + 1}${share(a)}, up: component ${+b + 1}${share(b)}; drag to select, click for one`, (f.left + f.right) / 2, f.bottom + 8);
+    this.panels.map.key(['end', 'now'].includes(this.hue.value) ? [['right', theme.cycle[0]], ['wrong', theme.cycle[1]]] : [['little', `rgb(${ramp(theme.amount, .3).join()})`], ['much', `rgb(${ramp(theme.amount, 1).join()})`]]);
+    return { f };
+  }
+
+  overMap(ctx, { f }, theme) {
+    const d = this.data, some = this.chosen.size > 0, main = [...new Set([this.picked, this.over])].filter(i => i >= 0), upto = Math.floor(this.now);
+    const trail = (i, width, alpha) => { const xy = []; for (let k = 0; k <= upto; k++) xy.push(this.place(i, k)); xy.push(this.spot(i)); curve(ctx, f, xy.map(p => p[0]), xy.map(p => p[1]), this.colour(i, theme), { width, alpha }); };
+    let trails = 0;
+    for (const i of this.chosen) if (trails++ < 60) trail(i, 1, .5);
+    for (const i of main) trail(i, 2, 1);
+    this.spots = Array.from({ length: d.n }, (_, i) => { const [x, y] = this.spot(i); return [f.x(x), f.y(y)]; });
+    for (const pass of [false, true]) for (let i = 0; i < d.n; i++) {
+      const front = this.chosen.has(i);
+      if (front !== pass) continue;
+      ctx.globalAlpha = some && !front && !main.includes(i) ? .25 : 1;
+      dot(ctx, ...this.spots[i], front ? 4.2 : 3.4, this.colour(i, theme), theme.card);
+    }
+    ctx.globalAlpha = 1;
+    for (const i of main) { dot(ctx, ...this.spots[i], 6, this.colour(i, theme), theme.pick); ctx.font = `600 11px ${FONT}`; ctx.fillStyle = theme.ink; ctx.textAlign = this.spots[i][0] > f.right - 110 ? 'right' : 'left'; ctx.textBaseline = 'middle'; ctx.fillText(this.nameOf(i), this.spots[i][0] + (ctx.textAlign === 'left' ? 10 : -10), this.spots[i][1]); }
+    if (this.brush) { const [x, y, x2, y2] = this.brush; ctx.strokeStyle = theme.pick; ctx.setLineDash([4, 3]); ctx.strokeRect(Math.min(x, x2), Math.min(y, y2), Math.abs(x2 - x), Math.abs(y2 - y)); ctx.setLineDash([]); }
+  }
+
+  mouse() {
+    const c = this.panels.map.canvas, at = e => { const box = c.getBoundingClientRect(); return [e.clientX - box.left, e.clientY - box.top]; };
+    const near = ([x, y]) => { let best = -1, least = 12; (this.spots || []).forEach(([px, py], i) => { const far = Math.hypot(px - x, py - y); if (far < least) { least = far; best = i; } }); return best; };
+    c.addEventListener('pointerdown', e => { this.root.focus({ preventScroll: true }); c.setPointerCapture?.(e.pointerId); this.from = at(e); });
+    c.addEventListener('pointermove', e => {
+      const [x, y] = at(e);
+      if (this.from) { if (Math.hypot(x - this.from[0], y - this.from[1]) > 4 || this.brush) { this.brush = [...this.from, x, y]; this.draw(); } return; }
+      const i = near([x, y]);
+      if (i !== this.over) { this.over = i; this.draw(); }
+    });
+    c.addEventListener('pointerleave', () => { if (this.over >= 0) { this.over = -1; this.draw(); } });
+    c.addEventListener('pointerup', e => {
+      const from = this.from, brush = this.brush; this.from = this.brush = null;
+      if (brush) { const inside = (v, a, b) => v >= Math.min(a, b) && v <= Math.max(a, b); return this.select(this.spots.map((_, i) => i).filter(i => inside(this.spots[i][0], brush[0], brush[2]) && inside(this.spots[i][1], brush[1], brush[3]))); }
+      if (!from) return;
+      const i = near(at(e));
+      if (i < 0 && this.picked < 0) return this.select([]);
+      this.picked = i === this.picked ? -1 : i; this.relayout();
+    });
+  }
+
+  /** Select puzzles: here, and in Python. */
+  select(list) { this.chosen = new Set(list); if (!list.length) this.picked = -1; this.tell('selected', list); this.relayout(); }
+
+  baseHalt(ctx, width, height, theme) {
+    const d = this.data, rows = [...this.counted()], high = Math.max(...d.halt.reduce((n, s) => { n[s - 1]++; return n; }, Array(d.steps + 1).fill(0)));
+    const f = frame(width, height, [.5, d.steps + 1.5], [0, high * 1.08]), bars = pickOnly => { const n = Array(d.steps + 1).fill(0); for (let i = 0; i < d.n; i++) if (!pickOnly || rows[i]) n[d.halt[i] - 1]++; return n; };
+    axes(ctx, f, whole(1, d.steps, width > 260 ? 8 : 4).filter(v => v >= 1 && v < d.steps - (width > 260 ? 0 : 3)), ticks(0, high, 3), theme);
+    ctx.fillStyle = theme.soft; ctx.textAlign = 'center'; ctx.textBaseline = 'top'; ctx.fillText('never', f.x(d.steps + 1) - 6, f.bottom + 5);
+    for (const [n, alpha] of [[bars(false), this.chosen.size ? .25 : 1], [this.chosen.size ? bars(true) : [], 1]]) n.forEach((v, k) => { ctx.globalAlpha = alpha; ctx.fillStyle = theme.cycle[0]; ctx.fillRect(f.x(k + .62), f.y(v), f.x(k + 1.38) - f.x(k + .62), f.bottom - f.y(v)); });
+    ctx.globalAlpha = 1;
+    return { f };
+  }
+
+  pressHalt(x, s, first) {
+    const step = Math.max(1, Math.min(this.data.steps + 1, Math.round(s.f.back(x))));
+    if (first) this.pressed = step;
+    const [low, high] = [Math.min(this.pressed, step), Math.max(this.pressed, step)];
+    this.select(Array.from(this.data.halt.keys()).filter(i => this.data.halt[i] >= low && this.data.halt[i] <= high));
+  }
+
+  counted() { return Uint8Array.from({ length: this.data.n }, (_, i) => !this.chosen.size || this.chosen.has(i)); }
+
+  baseWrong(ctx, width, height, theme) {
+    const d = this.data;
+    if (!d.wrong) return null;
+    const x = Array.from({ length: d.steps }, (_, s) => s + 1), rows = this.counted(), curves = [];
+    for (let i = 0; i < d.n; i++) if (rows[i] || i === this.picked) curves.push({ x, y: [...d.wrong.subarray(i * d.steps, (i + 1) * d.steps)], colour: d.right[(i + 1) * d.steps - 1] ? theme.cycle[0] : theme.cycle[1], width: i === this.picked ? 2.5 : 1, alpha: i === this.picked ? 1 : Math.max(.12, Math.min(.8, 12 / d.n)) });
+    const [, high] = range(curves.map(c => c.y), 0, 4), f = plotCurves(ctx, width, height, theme, { curves, xs: [.5, d.steps + .5], ys: [-.04 * high, high * 1.1], yTicks: ticks(0, high, 3) });
+    return { f };
+  }
+
+  arrange(w) {
+    this.root.classList.toggle('trm-middle', w < 950);
+    this.panels.map.height = w < 950 ? Math.max(300, Math.min(460, Math.round(w * .5))) : Math.max(380, Math.min(620, Math.round(w * .42)));
+    this.slider.max = String(this.updates().length - 1); this.now = Math.min(this.now, this.updates().length - 1); this.slider.value = String(this.now);
+  }
+
+  words() {
+    const d = this.data, list = this.chosen.size ? [...this.chosen] : [], s = this.step(), share = rows => Math.round(100 * rows.filter(i => d.right[(i + 1) * d.steps - 1]).length / rows.length), all = list.length ? list : [...Array(d.n).keys()];
+    this.summary.textContent = list.length ? `${list.length} of ${d.n} selected` : `${d.n} puzzles`;
+    this.clearButton.hidden = !list.length && this.picked < 0;
+    this.about.replaceChildren(...[d.right ? `${share(all)}% right at the end` : '', `stop at the median at step ${((v = [...all].map(i => d.halt[i]).sort((a, b) => a - b)) => v[v.length >> 1] > d.steps ? 'none' : v[v.length >> 1])()}`].filter(Boolean).map(t => h('span', { class: 'trm-soft' }, t)));
+    const hard = i => d.wrong ? -d.wrong[i * d.steps + s] : 0, shown = [...new Set([this.picked, ...(list.length ? list : all.sort((a, b) => hard(a) - hard(b)))])].filter(i => i >= 0), width = this.thumbs.clientWidth || 300, big = this.picked >= 0, room = big ? 4 : this.root.clientWidth < 700 ? 6 : THUMBS;
+    this.thumbs.replaceChildren(...shown.slice(0, room + big).map((i, k) => this.thumb(i, d.arrays.answers, (i * d.steps + s) * d.cells, { width: big && !k ? Math.min(250, width * .6) : 96, big: big && !k, before: s ? (i * d.steps + s - 1) * d.cells : null, title: this.nameOf(i), text: [h('b', {}, this.nameOf(i)), d.wrong ? h('span', { class: d.wrong[i * d.steps + s] ? 'trm-bad' : 'trm-good' }, d.wrong[i * d.steps + s] ? `${d.wrong[i * d.steps + s]} wrong` : 'solved') : null].filter(Boolean) })), ...(shown.length > room + big ? [h('span', { class: 'trm-soft' }, `and ${shown.length - room - big} more`)] : []));
+  }
+
+  painted() {
+    const u = this.at(), [latent, hc, l] = this.data.schedule[u % this.data.U];
+    this.where.textContent = `step ${this.step() + 1} · H ${hc + 1} · L ${l + 1} · ${latent}`;
+    if (this.wordsFor !== this.step() && !this.playing) { this.wordsFor = this.step(); clearTimeout(this.soon); this.soon = setTimeout(() => this.words(), 80); }
+  }
+
+  heading() { return `${this.data.puzzle || 'puzzles'}: ${this.where.textContent}`; }
+  state() { return { t: String(this.now), latent: this.latent.value, plane: this.plane.value, hue: this.hue.value, pick: this.picked < 0 ? '' : String(this.picked), sel: [...this.chosen].join('.') }; }
+  restore(s) {
+    for (const k of ['latent', 'plane', 'hue']) if (s[k] && [...this[k].options].some(o => o.value === s[k])) this[k].value = s[k];
+    this.chosen = new Set((s.sel || '').split('.').filter(Boolean).map(Number).filter(i => i < this.data.n)); this.picked = s.pick ? Math.min(this.data.n - 1, +s.pick) : -1;
+    this.now = Math.min(this.updates().length - 1, Math.max(0, +s.t || 0)); this.relayout();
+  }
+}
+
+// ------------------------------------------------------------------ halting
+
+const SIGNALS = [['q_halt', 'q_halt'], ['mean', 'mean confidence'], ['least', 'lowest confidence'], ['still', 'the answer keeps still']];
+
+export class HaltingLab extends Lab {
+  constructor(model, root) {
+    super(model, root, 'halting');
+    this.threshold = 0;
+    const number = (name, title, max) => this[name] = h('input', { type: 'number', min: '1', max: String(max), value: '1', title, 'aria-label': title, oninput: () => this.changed() });
+    this.signal = options(h('select', { title: 'what decides', onchange: () => { this.fresh(); this.changed(); } }), SIGNALS);
+    this.slider = h('input', { type: 'range', min: '0', max: '1000', value: '0', class: 'trm-slider', 'aria-label': 'threshold', oninput: () => { this.set(this.valueOf(+this.slider.value / 1000)); } });
+    this.where = h('span', { class: 'trm-where' }); this.tiles = h('div', { class: 'trm-tiles' });
+    const over = (x, y, s) => { if (!s) return; let best = null; for (const p of this.curve) if (!best || Math.hypot(s.f.x(p.cost) - x, s.f.y(100 * p.accuracy) - y) < Math.hypot(s.f.x(best.cost) - x, s.f.y(100 * best.accuracy) - y)) best = p; this.set(best.threshold); };
+    this.panels = { trade: new Panel('Accuracy against cost', 240, { base: (...x) => this.baseTrade(...x), over: (...x) => this.overTrade(...x), press: over }),
+      lines: new Panel('The signal, puzzle by puzzle', 240, { base: (...x) => this.baseLines(...x), over: (...x) => this.overLines(...x), press: (x, y, s) => s && this.set(s.f.value(y)) }),
+      stops: new Panel('Stops at step', 160, { wide: true, base: (...x) => this.baseStops(...x), over: (...x) => this.overStops(...x), press: (x, y, s, first) => { if (first) { const step = Math.round(s.f.back(x)); this.only = this.only === step ? 0 : step; this.relayout(); } } }) };
+    root.replaceChildren(h('div', { class: 'trm-bar' }, labelled('stop when', this.signal), h('span', { class: 'trm-soft' }, 'is above the threshold'), labelled('not before step', number('least', 'earliest step', 512)), labelled('times in a row', number('often', 'how many steps in a row', 64)), h('span', { class: 'trm-space' }), this.summary, ...(this.live ? [this.cancelButton()] : []), button('Picture', 'save what is seen', () => this.export()), iconButton('theme', 'light or dark', () => this.theme.turn())),
+      this.progress, this.note, h('div', { class: 'trm-bar trm-transport' }, labelled('threshold', h('span', {})), this.slider, this.where, button("the model's own", 'q_halt above 0, from the first step on', () => { this.signal.value = 'q_halt'; this.least.value = this.often.value = '1'; this.fresh(); this.set(0); this.changed(); })),
+      h('div', { class: 'trm-area' }, this.tiles, h('div', { class: 'trm-panels' }, this.panels.trade.el, this.panels.lines.el, this.panels.stops.el), this.about, this.thumbs));
+    this.begin();
+  }
+
+  took() {
+    const d = this.data;
+    d.right = rightAt(d);
+    const rows = d.n * d.steps, L = d.cells, sure = d.arrays.confidence, old = this.signals;
+    const each = f => Float32Array.from({ length: rows }, (_, k) => f(k));
+    this.signals = { q_halt: d.arrays.q_halt };
+    if (sure) { this.signals.mean = each(k => { let t = 0; for (let c = 0; c < L; c++) t += sure[k * L + c]; return t / L / 255; }); this.signals.least = each(k => { let t = 255; for (let c = 0; c < L; c++) t = Math.min(t, sure[k * L + c]); return t / 255; }); }
+    if (d.arrays.moved) this.signals.still = each(k => -Math.log10(Math.max(d.arrays.moved[k], 1e-6)));
+    options(this.signal, SIGNALS.filter(([k]) => this.signals[k]), this.signals[this.signal.value] ? this.signal.value : 'q_halt');
+    this.least.max = this.often.max = String(d.steps);
+    if (!old) { const own = this.model.get('threshold'); this.fresh(typeof own === 'number' ? own : 0); } else this.sort();
+    this.count();
+  }
+
+  heard(on) { on('change:threshold', () => { const t = this.model.get('threshold'); if (this.signal.value === 'q_halt' && typeof t === 'number' && t !== this.threshold) { this.threshold = t; this.count(); this.relayout(); } }); }
+
+  sort() { this.values = Float32Array.from(this.signals[this.signal.value]).sort(); }
+  /** Another signal: a threshold in its middle, for q_halt the model's own. */
+  fresh(threshold) { this.sort(); this.threshold = threshold ?? (this.signal.value === 'q_halt' ? 0 : this.valueOf(.5)); }
+  valueOf(share) { const x = share * (this.values.length - 1), i = Math.floor(x), a = this.values[i], b = this.values[Math.min(this.values.length - 1, i + 1)]; return share <= 0 ? a - 1e-3 : a + (b - a) * (x - i); }
+  shareOf(value) { let low = 0, high = this.values.length; while (low < high) { const m = (low + high) >> 1; this.values[m] < value ? low = m + 1 : high = m; } return low / Math.max(1, this.values.length - 1); }
+  numbers() { return [Math.max(1, Math.min(this.data.steps, +this.least.value || 1)), Math.max(1, Math.min(this.data.steps, +this.often.value || 1))]; }
+  count() { const [least, often] = this.numbers(), signal = this.signals[this.signal.value]; this.curve = tradeOff(signal, this.data.right, this.data.steps, least, often); this.follow(); }
+  follow() { const [least, often] = this.numbers(), d = this.data; this.stops = stopsAt(this.signals[this.signal.value], d.steps, this.threshold, least, often); this.worth = worth(d.right, d.steps, this.stops); this.now = this.threshold; }
+  set(threshold) { this.threshold = threshold; this.follow(); if (this.signal.value === 'q_halt') this.tell('threshold', threshold); this.draw(); clearTimeout(this.soon); this.soon = setTimeout(() => this.words(), 90); }
+  setThreshold(t) { this.threshold = t; this.follow(); this.words(); this.paint(); }
+  changed() { this.count(); this.relayout(); }
+  arrange(w) { this.panels.trade.height = this.panels.lines.height = w >= 1150 ? 280 : 220; }
+  shown_(v) { return this.signal.value === 'still' ? `movement ${short(10 ** -v)}` : this.signal.value === 'q_halt' ? signed(v) : short(v); }
+
+  baseTrade(ctx, width, height, theme) {
+    const d = this.data, low = Math.min(...this.curve.map(p => p.accuracy)) * 100, all = d.right.reduce((n, r, k) => n + (k % d.steps === d.steps - 1 && r), 0) / d.n * 100, byStep = Array.from({ length: d.steps }, (_, s) => { let n = 0; for (let i = 0; i < d.n; i++) n += d.right[i * d.steps + s]; return 100 * n / d.n; });
+    const top = Math.max(all, ...this.curve.map(p => 100 * p.accuracy), ...byStep), bottom = Math.min(low, ...byStep), gap = Math.max(2, (top - bottom) * .06), x = Array.from({ length: d.steps }, (_, s) => s + 1);
+    const f = plotCurves(ctx, width, height, theme, { curves: [{ x, y: byStep, colour: theme.soft, width: 1.2, dash: [4, 3] }, { x: this.curve.map(p => p.cost), y: this.curve.map(p => 100 * p.accuracy), colour: theme.cycle[0], width: 2 }], xs: [.5, d.steps + .5], ys: [bottom - gap, top + gap] });
+    ctx.font = `10px ${FONT}`; ctx.fillStyle = theme.soft; ctx.textAlign = 'right'; ctx.textBaseline = 'bottom'; ctx.fillText('right, % against mean ACT steps', f.right, f.bottom - 4);
+    this.panels.trade.key([['this rule', theme.cycle[0]], ['all stop at one step', theme.soft]]);
+    return { f };
+  }
+  overTrade(ctx, { f }, theme) { const w = this.worth; dot(ctx, f.x(w.cost), f.y(100 * w.accuracy), 6, theme.pick, theme.card); }
+
+  baseLines(ctx, width, height, theme) {
+    const d = this.data, signal = this.signals[this.signal.value], x = Array.from({ length: d.steps }, (_, s) => s + 1), ys = padded([this.values[0], this.values.at(-1)], .05);
+    const curves = Array.from({ length: Math.min(d.n, 300) }, (_, i) => ({ x, y: [...signal.subarray(i * d.steps, (i + 1) * d.steps)], colour: d.right[(i + 1) * d.steps - 1] ? theme.cycle[0] : theme.cycle[1], width: 1, alpha: i === this.picked ? 1 : this.picked >= 0 ? .06 : d.right[(i + 1) * d.steps - 1] ? .15 : .55 }));
+    const f = plotCurves(ctx, width, height, theme, { curves, xs: [.5, d.steps + .5], ys });
+    f.value = y => ys[0] + (f.bottom - y) / (f.bottom - f.top) * (ys[1] - ys[0]);
+    this.panels.lines.key([['right at the end', theme.cycle[0]], ['wrong', theme.cycle[1]]]);
+    return { f };
+  }
+  overLines(ctx, { f }, theme) {
+    const d = this.data, signal = this.signals[this.signal.value], y = f.y(this.threshold);
+    for (let i = 0; i < Math.min(d.n, 300); i++) { const s = this.stops[i]; if (this.picked < 0 || i === this.picked) dot(ctx, f.x(s), f.y(signal[i * d.steps + s - 1]), 2.4, d.right[i * d.steps + s - 1] ? theme.cycle[0] : theme.cycle[1]); }
+    ctx.strokeStyle = theme.pick; ctx.lineWidth = 2; ctx.beginPath(); ctx.moveTo(f.left, y); ctx.lineTo(f.right, y); ctx.stroke();
+    ctx.font = `600 10px ${FONT}`; ctx.fillStyle = theme.pick; ctx.textAlign = 'left'; ctx.textBaseline = 'bottom'; ctx.fillText('drag', f.left + 4, y - 3);
+  }
+
+  tally() { const d = this.data, good = new Float32Array(d.steps), bad = new Float32Array(d.steps); this.stops.forEach((s, i) => { (d.right[i * d.steps + s - 1] ? good : bad)[s - 1]++; }); return { good, bad }; }
+  baseStops(ctx, width, height, theme) {
+    const d = this.data, f = frame(width, height, [.5, d.steps + .5], [0, Math.sqrt(d.n)]);
+    axes(ctx, f, whole(1, d.steps, 16).filter(v => v >= 1), [], theme);
+    ctx.font = `10px ${FONT}`; ctx.fillStyle = theme.soft; ctx.textAlign = 'right'; ctx.textBaseline = 'top'; ctx.fillText('heights as square roots; click a column to see its puzzles', f.right, f.top - 4);
+    this.panels.stops.key([['right there', theme.cycle[0]], ['wrong there', theme.cycle[1]]]);
+    return { f };
+  }
+  overStops(ctx, { f }, theme) {
+    const { good, bad } = this.tally();
+    good.forEach((n, k) => {
+      const all = n + bad[k], top = f.y(Math.sqrt(all)), cut = all ? f.bottom - (f.bottom - top) * bad[k] / all : f.bottom, x = f.x(k + .6), w = f.x(k + 1.4) - x;
+      ctx.globalAlpha = this.only && this.only !== k + 1 ? .35 : 1;
+      ctx.fillStyle = theme.cycle[0]; ctx.fillRect(x, top, w, cut - top); ctx.fillStyle = theme.cycle[1]; ctx.fillRect(x, cut, w, f.bottom - cut);
+      ctx.fillStyle = theme.ink; ctx.font = `10px ${FONT}`; ctx.textAlign = 'center'; ctx.textBaseline = 'bottom'; if (all) ctx.fillText(String(all), x + w / 2, top - 2);
+    });
+    ctx.globalAlpha = 1;
+  }
+
+  painted() {
+    const w = this.worth, d = this.data, tile = (value, text, cls = '') => h('div', { class: 'trm-tile' }, h('b', { class: cls }, value), h('span', {}, text));
+    this.where.textContent = this.shown_(this.threshold); this.slider.value = String(Math.round(1000 * this.shareOf(this.threshold)));
+    this.tiles.replaceChildren(tile(`${(100 * w.accuracy).toFixed(1)}%`, 'right'), tile(w.cost.toFixed(2), 'steps a puzzle'), tile(`${(d.steps / w.cost).toFixed(1)} times`, `fewer than ${d.steps}`), tile(String(w.wrong), 'stopped wrong', w.wrong ? 'trm-bad' : ''), tile(String(w.early), 'of them too early', w.early ? 'trm-bad' : ''), tile(String(w.late), 'right a step before'));
+  }
+  words() {
+    const d = this.data, at = i => i * d.steps + this.stops[i] - 1, list = [...this.stops.keys()].filter(i => this.only ? this.stops[i] === this.only : !d.right[at(i)]), room = this.root.clientWidth < 700 ? 6 : THUMBS, later_ = i => { for (let s = this.stops[i] + 1; s <= d.steps; s++) if (d.right[i * d.steps + s - 1]) return s; return 0; };
+    this.summary.textContent = `${d.n} puzzles, ${d.steps} steps`;
+    this.about.textContent = this.only ? `${list.length} stop at step ${this.only}` : list.length ? `${list.length} stop with a wrong answer` : 'none stops with a wrong answer';
+    this.thumbs.replaceChildren(...[...new Set([this.picked, ...list])].filter(i => i >= 0).slice(0, room).map(i => this.thumb(i, d.arrays.answers, at(i) * d.cells, { width: 104, title: this.nameOf(i), text: [h('b', {}, this.nameOf(i)), h('span', { class: d.right[at(i)] ? 'trm-good' : 'trm-bad' }, d.right[at(i)] ? `right, step ${this.stops[i]}` : later_(i) ? `step ${this.stops[i]}, right at ${later_(i)}` : `step ${this.stops[i]}, never right`)] })), ...(list.length > room ? [h('span', { class: 'trm-soft' }, `and ${list.length - room} more`)] : []));
+  }
+  heading() { return `${this.signal.selectedOptions[0].text} above ${this.where.textContent}`; }
+  state() { return { t: String(this.threshold), signal: this.signal.value, least: this.least.value, often: this.often.value, only: this.only ? String(this.only) : '' }; }
+  restore(s) { if (this.signals[s.signal]) this.signal.value = s.signal; this.least.value = s.least || '1'; this.often.value = s.often || '1'; this.only = +s.only || 0; this.fresh(s.t === undefined ? undefined : +s.t); this.changed(); }
+}
+
+// ------------------------------------------------------------------ ablations
+
+export class AblationBench extends Lab {
+  constructor(model, root) {
+    super(model, root, 'bench');
+    this.chosen = 0; this.form = h('form', { class: 'trm-drawer', hidden: true, onsubmit: e => { e.preventDefault(); this.run(); } });
+    this.panels = { bars: new Panel('What breaks?', 200, { base: (...x) => this.baseBars(...x), over: () => {}, press: (x, y, s, first) => { const row = Math.floor((y - s.top) / s.each); if (first && row >= 0 && row < this.data.conditions.length) { this.chosen = row; this.relayout(); } } }),
+      curves: new Panel('Puzzles right, % by ACT step', 240, { base: (...x) => this.baseCurves(...x), over: () => {} }) };
+    root.replaceChildren(h('div', { class: 'trm-bar' }, ...(this.live ? [this.formButton = button('Another run', 'take something away', () => { this.form.hidden = !this.form.hidden; this.formButton.classList.toggle('trm-on', !this.form.hidden); }, 'trm-toggle'), this.cancelButton()] : []), h('span', { class: 'trm-space' }), this.summary, button('Picture', 'save what is seen', () => this.export()), iconButton('theme', 'light or dark', () => this.theme.turn())),
+      this.form, this.progress, this.note, h('div', { class: 'trm-area' }, h('div', { class: 'trm-panels' }, this.panels.bars.el, this.panels.curves.el), this.about, this.thumbs));
+    this.begin();
+  }
+
+  heard(on) { on('change:fields', () => this.makeForm()); this.makeForm(); }
+
+  makeForm() {
+    const fields = this.model.get('fields') || [], field = f => f.options ? options(h('select', { name: f.name, title: f.help }), f.options.map(v => [v, v || f.none || 'none'])) : h('input', { type: f.type || 'number', name: f.name, min: String(f.min ?? 0), max: String(f.max ?? 512), step: String(f.step ?? 1), placeholder: String(f.value ?? ''), title: f.help });
+    this.form.replaceChildren(...fields.map(f => labelled(f.label, field(f))), h('button', { type: 'submit', class: 'trm-main' }, 'Run'));
+  }
+  run() {
+    const condition = {};
+    for (const el of this.form.querySelectorAll('input, select')) if (el.type === 'checkbox' ? el.checked : el.value !== '') condition[el.name] = el.type === 'checkbox' ? true : el.type === 'number' ? +el.value : el.value;
+    this.model.send({ type: 'run', condition });
+  }
+
+  took() {
+    const d = this.data, [C, n, S] = d.arrays.wrong.shape;
+    Object.assign(d, { C, n, steps: S, cells: d.arrays.inputs.shape[1] });
+    this.chosen = Math.min(this.chosen, C - 1);
+    d.share = (c, s) => { let k = 0; for (let i = 0; i < n; i++) k += d.arrays.wrong[(c * n + i) * S + s] === 0; return k / n; };
+    d.last = c => Math.min(S, d.lengths[c]) - 1;
+    d.cellShare = c => { let k = 0, all = 0; for (let i = 0; i < n; i++) { k += d.arrays.wrong[(c * n + i) * S + d.last(c)]; for (let q = 0; q < d.cells; q++) all += d.arrays.solution[i * d.cells + q] !== 0; } return 1 - k / Math.max(1, all); };
+    d.isRight = (c, i) => d.arrays.wrong[(c * n + i) * S + d.last(c)] === 0;
+  }
+
+  colour(c, theme) { return theme.cycle[c % 7]; }
+  arrange(w) { this.panels.bars.height = 22 + 24 * this.data.conditions.length; this.panels.curves.height = Math.max(200, Math.min(330, this.panels.bars.height)); }
+
+  baseBars(ctx, width, height, theme) {
+    const d = this.data, each = 24, top = 2, left = Math.min(170, width * .42), right = width - 44, x = v => left + v * (right - left);
+    ctx.font = `12px ${FONT}`; ctx.textBaseline = 'middle';
+    d.conditions.forEach((name, c) => {
+      const y = top + c * each, r = d.share(c, d.last(c)), on = c === this.chosen;
+      if (on) { ctx.fillStyle = theme.faint; ctx.fillRect(2, y, width - 4, each - 1); }
+      ctx.fillStyle = on ? theme.pick : theme.ink; ctx.textAlign = 'right'; ctx.fillText(fitted(ctx, name, left - 12), left - 8, y + each / 2);
+      ctx.fillStyle = this.colour(c, theme); ctx.globalAlpha = .28; ctx.fillRect(left, y + 4, x(d.cellShare(c)) - left, each - 9); ctx.globalAlpha = 1; ctx.fillRect(left, y + 4, x(r) - left, each - 9);
+      ctx.fillStyle = theme.soft; ctx.textAlign = 'left'; ctx.fillText(`${Math.round(100 * r)}%`, right + 6, y + each / 2);
+    });
+    ctx.font = `10px ${FONT}`; ctx.fillStyle = theme.soft; ctx.textAlign = 'right'; ctx.fillText('puzzles right at the end; cells pale; click one', right, height - 10);
+    return { each, top };
+  }
+
+  baseCurves(ctx, width, height, theme) {
+    const d = this.data, curves = d.conditions.map((_, c) => ({ c, x: Array.from({ length: d.last(c) + 1 }, (_, s) => s + 1), y: Array.from({ length: d.last(c) + 1 }, (_, s) => 100 * d.share(c, s)), colour: this.colour(c, theme), width: c === this.chosen ? 3 : 1.3, alpha: c === this.chosen ? 1 : .45, dash: c >= 7 ? [5, 3] : [] }));
+    curves.sort((a, b) => (a.c === this.chosen) - (b.c === this.chosen));
+    const f = plotCurves(ctx, width, height, theme, { curves, xs: [.5, d.steps + .5], ys: [-4, 104], yTicks: [0, 25, 50, 75, 100] });
+    this.panels.curves.key([[d.conditions[this.chosen], this.colour(this.chosen, theme)]]);
+    return { f };
+  }
+
+  words() {
+    const d = this.data, c = this.chosen, L = d.cells, broke = [], mended = [], from = (k, i) => (k * d.n + i) * L, room = this.root.clientWidth < 700 ? 6 : THUMBS;
+    for (let i = 0; i < d.n; i++) if (d.isRight(0, i) !== d.isRight(c, i)) (d.isRight(0, i) ? broke : mended).push(i);
+    this.summary.textContent = `${d.n} puzzles`;
+    const caption = (k, i) => { const n = d.arrays.wrong[(k * d.n + i) * d.steps + d.last(k)]; return h('span', { class: n ? 'trm-bad' : 'trm-good' }, n ? `${n} wrong` : 'solved'); };
+    if (this.picked >= 0) {
+      this.about.replaceChildren(h('b', {}, `${this.nameOf(this.picked)}, every run`), button('back', 'to all puzzles', () => { this.picked = -1; this.relayout(); }));
+      return this.thumbs.replaceChildren(...d.conditions.map((name, k) => this.thumb(this.picked, d.arrays.answers, from(k, this.picked), { width: 112, title: name, text: [h('b', {}, name), caption(k, this.picked)] })));
+    }
+    this.about.replaceChildren(h('b', {}, d.conditions[c]), h('span', { class: 'trm-soft' }, c === 0 ? `${d.n - broke.length} puzzles; click one to see it in every run` : `breaks ${broke.length} of ${Array.from({ length: d.n }, (_, i) => i).filter(i => d.isRight(0, i)).length} that were right${mended.length ? `, mends ${mended.length}` : ''}; click a puzzle to see it in every run`));
+    const order = [...broke, ...mended, ...Array.from({ length: d.n }, (_, i) => i).filter(i => !broke.includes(i) && !mended.includes(i))];
+    this.thumbs.replaceChildren(...order.slice(0, room).map(i => this.thumb(i, d.arrays.answers, from(c, i), { width: 104, title: this.nameOf(i), text: [h('b', {}, this.nameOf(i)), caption(c, i)] })), ...(order.length > room ? [h('span', { class: 'trm-soft' }, `and ${order.length - room} more`)] : []));
+  }
+  heading() { return 'What breaks?'; }
+  state() { return { run: String(this.chosen), pick: this.picked < 0 ? '' : String(this.picked) }; }
+  restore(s) { this.chosen = Math.min(this.data.C - 1, +s.run || 0); this.picked = s.pick ? Math.min(this.data.n - 1, +s.pick) : -1; this.relayout(); }
+}
+
+/** Text cut to a width. */
+function fitted(ctx, text, width) { if (ctx.measureText(text).width <= width) return text; let n = text.length; while (n > 1 && ctx.measureText(text.slice(0, n) + '…').width > width) n--; return text.slice(0, n) + '…'; }
+
 // ------------------------------------------------------------------ entrance
 
-const KINDS = { explorer: Explorer, monitor: Monitor };
+const KINDS = { explorer: Explorer, monitor: Monitor, map: LatentMap, halting: HaltingLab, ablations: AblationBench };
+
+/** What is looked at, kept in the address: a page without a kernel can be shared as it is seen. */
+function keepInAddress(widget) {
+  if (window.parent !== window || !/^(file|https?):/.test(location.protocol)) return;
+  const read = () => Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+  let wrote = '';
+  const ready = () => (widget.sides ? widget.sides.a : widget.data) ? begin() : setTimeout(ready, 30);
+  const begin = () => {
+    if (location.hash.length > 1) widget.restore(read());
+    widget.noted = () => { clearTimeout(widget.noting); widget.noting = setTimeout(() => { const text = '#' + new URLSearchParams(Object.entries(widget.state()).filter(([, v]) => v !== '' && v !== undefined)); if (text !== location.hash) { wrote = text; history.replaceState(null, '', text); } }, 200); };
+    window.addEventListener('hashchange', () => { if (location.hash !== wrote) widget.restore(read()); });
+  };
+  ready();
+}
 
 function render({ model, el }) {
   const root = h('div', { class: 'trm' });
   el.append(root);
   const widget = new KINDS[model.get('kind')](model, root);
+  if (model.page) keepInAddress(widget);
   return () => widget.close();
 }
 
-/** A model for pages without a kernel: packs in base64, by puzzle. */
+/** A model for pages without a kernel: packs in base64, by puzzle; or one pack of many puzzles. */
 export function pageModel(data) {
-  const bytes = text => Uint8Array.from(atob(text || ''), c => c.charCodeAt(0)), heard = {}, values = { kind: 'explorer', live: false, status: {}, board: data.board, pack_a: bytes(data.packs[0][0]), pack_b: bytes(data.packs[0][1]) };
+  const bytes = text => Uint8Array.from(atob(text || ''), c => c.charCodeAt(0)), heard = {}, packs = data.packs || [['', '']];
+  const values = { kind: data.kind || 'explorer', live: false, status: {}, board: data.board, pack_a: bytes(packs[0][0]), pack_b: bytes(packs[0][1]), pack: bytes(data.pack) };
   const set = (name, value) => { values[name] = value; for (const f of heard['change:' + name] || []) f(); };
-  return { get: name => values[name], on: (name, f) => { (heard[name] ||= []).push(f); }, off: () => {}, send: () => {}, choose: i => { set('pack_a', bytes(data.packs[i][0])); set('pack_b', bytes(data.packs[i][1])); } };
+  return { page: true, get: name => values[name], on: (name, f) => { (heard[name] ||= []).push(f); }, off: () => {}, send: () => {}, choose: i => { set('pack_a', bytes(packs[i][0])); set('pack_b', bytes(packs[i][1])); } };
 }
 
 export default { render };
