@@ -5,19 +5,17 @@
 # %% auto #0
 __all__ = ['Order', 'How', 'seeds_of', 'order', 'other_setting', 'check_orders', 'checkpoint_bytes', 'check_disk', 'slots_for',
            'command_of', 'listed', 'Teller', 'carry_out', 'detach', 'send', 'main', 'how_of', 'run_command',
-           'plan_text', 'runs_command', 'logs_command', 'stop_run', 'stop_command', 'resume_command', 'axis',
-           'sweep_command']
+           'runs_command', 'logs_command', 'stop_run', 'stop_command', 'resume_command', 'sweep_command']
 
 # %% ../../nbs/08_lab/05_dispatch.ipynb #c002
-import json, math, os, re, shlex, shutil, subprocess, sys, time
-from dataclasses import dataclass
+import json, math, os, shlex, subprocess, sys, time
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 import torch
 import typer
-import yaml
-from ..config import Config, flatten, load_config, make_config, override, read_yaml
+from ..config import Config, load_config, make_config, read_yaml
 from ..data.basics import UserError, check_settings, write_json
 from . import catalogue
 from .catalogue import Experiment
@@ -26,7 +24,7 @@ from .slurm import SlurmSettings, cancel, looker, minutes, script, submit
 from .work import settings_of, worker
 from ..models.act import PuzzleShape
 from ..models.zoo import build_model, model_settings
-from ..run import FREE, Cluster, changed_setting, launch_command
+from ..run import Cluster, changed_setting, launch_command
 
 # %% ../../nbs/08_lab/05_dispatch.ipynb #c005
 @dataclass
@@ -103,8 +101,6 @@ def _check_one(order, state, overwrite):
     key = None if overwrite else other_setting(order)
     if key: raise UserError(f"{folder} holds a run with another '{key}': --overwrite throws it away, --runs DIR keeps both")
 
-def _gigabytes(bytes): return f'{bytes / 2**30:.1f} GB'
-
 def check_orders(
     orders:list[Order], # wanted
     how:How, # to be carried out
@@ -141,9 +137,7 @@ def check_disk(
 ):
     "Refuse runs whose checkpoints do not fit on the disk."
     needed = sum(checkpoint_bytes(o) * (o.config.learn.keep_last + 2) for o in orders)
-    there = next(p for p in (Path(runs).absolute(), *Path(runs).absolute().parents) if p.exists())
-    free = shutil.disk_usage(there).free
-    if needed > free: raise UserError(f'{len(orders)} runs need about {_gigabytes(needed)} for checkpoints, the disk of {runs} has {_gigabytes(free)} free: fewer at a time, learn.keep_last=1, or --runs on another disk')
+    catalogue.check_room(Path(runs), needed)
 
 # %% ../../nbs/08_lab/05_dispatch.ipynb #c013
 def slots_for(
@@ -304,6 +298,10 @@ def _split(words):
     if own: raise UserError(f"{own}: runs are named after their experiments; --runs DIR and --seeds say where and with which seed")
     return [w for w in words if '=' not in w], pairs
 
+def _plan(experiments, budget, pairs, as_json):
+    rows = catalogue.plan(experiments, budget, extra=pairs)
+    return json.dumps([asdict(r) for r in rows], indent=1) if as_json else catalogue.plan_text(rows)
+
 def run_command(
     words: Annotated[list[str], typer.Argument(metavar='[NAME | KEY=VALUE]...', help='Experiments of the catalogue, and settings of your own for all of them.')] = [],
     pattern: Annotated[str, typer.Option(help='Also those whose name a regular expression finds; . is all.')] = None,
@@ -332,17 +330,8 @@ def run_command(
     """
     how, (names, pairs) = how_of(locals()), _split(words)
     chosen, numbers = catalogue.choose(catalogue.load_catalogue(model=model), names, pattern), seeds_of(seeds)
-    if plan: return print(plan_text(chosen, budget, as_json))
+    if plan: return print(_plan(chosen, budget, pairs, as_json))
     _go([order(e, how, budget, n, pairs, seeds is not None, model) for e in chosen for n in numbers], how, dry_run, as_json)
-
-def plan_text(
-    experiments:list[Experiment], # wanted
-    budget:str, # of the catalogue
-    as_json:bool=False, # for machines
-)->str:
-    "Hours, storage and a good order."
-    rows = catalogue.plan(experiments, budget)
-    return json.dumps(rows, indent=1) if as_json else catalogue.plan_table(rows)
 
 def runs_command(
     pattern: Annotated[str, typer.Argument(help='Part of the names.')] = '',
@@ -446,17 +435,6 @@ def resume_command(
     orders = [Order(None, load_config(j.preset, *j.settings), j, {}) for j in here]
     if here: _local(here, slots_for(orders, How(nproc=nproc.pop(), slots=slots)), runs, detach)
 
-def axis(
-    text:str, # as learn.lr=1e-4,3e-4
-)->tuple[str, list]: # key and values
-    "One axis of a grid."
-    key, equals, values = text.partition('=')
-    if not equals or not values: raise UserError(f'--grid {text}: write key=value,value, as learn.lr=1e-4,3e-4')
-    try: parts = yaml.safe_load(f'[{values}]')
-    except yaml.YAMLError: raise UserError(f'--grid {text}: the values are no YAML') from None
-    flat = lambda v: flatten(override(f'x={json.dumps(v)}'))['x'] if not isinstance(v, (list, dict)) else v
-    return key.strip(), [flat(v) for v in parts]
-
 def sweep_command(
     base: Annotated[str, typer.Argument(metavar='PRESET_OR_YAML', help='Preset or YAML file that all runs share.')],
     pairs: Annotated[list[str], typer.Argument(metavar='KEY=VALUE', help='Settings for all runs.')] = [],
@@ -473,10 +451,9 @@ def sweep_command(
 
         trm sweep demo --grid model.H_cycles=1,2,3 --grid model.L_cycles=2,4 learn.steps=400 --dry-run
     """
-    how, axes = how_of(locals()), dict(axis(g) for g in grid)
-    if len(axes) < len(grid): raise UserError('--grid: a key is named twice')
-    chosen, (names, pairs) = catalogue.grid(base, axes), _split(pairs)
+    how, (names, pairs) = how_of(locals()), _split(pairs)
     if names: raise UserError(f"'{names[0]}' is no setting: write key=value")
+    chosen = catalogue.grid(base, catalogue.parse_grid(grid))
     _go([order(e, how, 'full', n, pairs, seeds is not None, '') for e in chosen for n in seeds_of(seeds)], how, dry_run, as_json)
 
 # %% ../../nbs/08_lab/05_dispatch.ipynb #c020
