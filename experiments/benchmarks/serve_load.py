@@ -165,7 +165,7 @@ def main():
     solver = Solver.from_pretrained(a.checkpoint, a.device)
     if not solver.puzzle.name.startswith('sudoku'): raise c.UserError(f'{a.checkpoint} answers {solver.puzzle.name} puzzles: name a Sudoku model')
     size, device = solver.puzzle.shape[0], solver.device
-    grids = generate(500, size, seed=1000).inputs.reshape(-1, size, size) - 1
+    grids = generate(3000 if size == 4 else 500, size, seed=1000).inputs.reshape(-1, size, size) - 1
     tables = {f'{a.checkpoint} on {device}: {a.clients} clients for {a.seconds:g} s each row; `valid`: share of answers that obey the rules; `client_busy`: of a core': measure(a, grids)}
     if a.requests: tables['The server\'s resident memory (MB) while it answers'] = watch_memory(a, grids)
     c.finish('Serving', c.machine(device) | dict(model=a.checkpoint), tables, a.json)

@@ -496,7 +496,7 @@ def _add_status(app, fastapi, models, counts):
     def info(model: Annotated[str | None, fastapi.Query(max_length=200)] = None):
         "What a model is."
         return JSONResponse(model_info(models.get(model)))
-    @app.get('/metrics', tags=['status'], responses=_errors(401))
+    @app.get('/metrics', tags=['status'], response_class=PlainTextResponse, responses=_errors(401))
     def metrics():
         "Counters for Prometheus."
         return PlainTextResponse(metrics_text(models, counts), media_type='text/plain; version=0.0.4')

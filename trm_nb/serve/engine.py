@@ -540,8 +540,9 @@ class Models:
         load:Callable|None=None, # (source, device) -> Solver; None: Solver.from_pretrained
     ):
         self.settings, self.device, self.runs, self.load = settings, device, runs, load or Solver.from_pretrained
-        self.first = Path(first.source).name or 'model' if isinstance(first, Solver) else str(first or next(iter(shipped()), ''))
-        if not self.first: raise UserError('no checkpoint to serve: name one')
+        self.source_of_first = first.source if isinstance(first, Solver) else str(first or next(iter(shipped()), ''))
+        if not first and not self.source_of_first: raise UserError('no checkpoint to serve: name one')
+        self.first = (Path(self.source_of_first).name or 'model') if Path(self.source_of_first).is_absolute() else self.source_of_first # nobody outside need know where things lie
         self.engines, self.lock, self.loading = OrderedDict(), threading.Lock(), threading.Lock()
         if isinstance(first, Solver): self.engines[self.first] = Engine(first, settings, self.first)
 
@@ -558,7 +559,7 @@ class Models:
     def sources(self)->dict[str, object]:
         "What is offered: name -> where it lies, the default first."
         if self.load is None: return {self.first: self.first}
-        return {self.first: self.first} | local_runs(self.runs) | {name: name for name in shipped()}
+        return {self.first: self.source_of_first} | {n: s for n, s in (local_runs(self.runs) | {name: name for name in shipped()}).items() if n != self.first}
 
     def names(self)->list[str]:
         "Names of the models that are offered."
