@@ -127,7 +127,7 @@ class Comparison:
         low, high = difference(a, n, b, n)
         p = mcnemar(*sizes[1:3])
         return (f'{self.names[0]} solves {a:.1%}, {self.names[1]} {b:.1%} of the same {n:,} puzzles: difference {100 * (a - b):+.1f} points (95%: {100 * low:+.1f} to {100 * high:+.1f}); '
-                + (f'of {sum(sizes[1:3]):,} puzzles that only one solves, {sizes[1]:,} and {sizes[2]:,}: ' if sum(sizes[1:3]) else '') + (f'they differ (p = {p:.2g})' if p < .05 else f'they cannot be told apart (p = {p:.2g})'))
+                + (f'puzzles that only one solves: {sizes[1]:,} and {sizes[2]:,}, ' if sum(sizes[1:3]) else '') + (f'they differ (p = {p:.2g})' if p < .05 else f'they cannot be told apart (p = {p:.2g})'))
 
     def tables(self)->dict[str, list[tuple]]:
         "Settings, figures and puzzles as rows of text."

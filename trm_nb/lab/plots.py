@@ -60,13 +60,13 @@ def draw_members(
     return picture
 
 # %% ../../nbs/08_lab/07_plots.ipynb #c012
-AXES = dict(parameters='parameters', train_pflop='training compute, 10¹⁵ FLOP', depth='H_cycles x L_cycles', updates='updates in an ACT step', train_seconds='training time', ms_per_step='ms a step',
+AXES = dict(parameters='parameters', train_pflop='training compute, FLOP', depth='H_cycles x L_cycles', updates='updates in an ACT step', train_seconds='training time', ms_per_step='ms a step',
             batch_size='batch size', examples='examples seen', solve_gflop='GFLOP to solve a puzzle') | {'dataset.train': 'training puzzles', 'dataset.num_aug': 'copies of each puzzle'}
 
 def _amount(x, _=None):
     "A large number in few characters."
     if x == 0: return '0'
-    scale, unit = next(((s, u) for s, u in ((1e9, 'G'), (1e6, 'M'), (1e3, 'k')) if abs(x) >= s), (1, ''))
+    scale, unit = next(((s, u) for s, u in ((1e18, 'E'), (1e15, 'P'), (1e12, 'T'), (1e9, 'G'), (1e6, 'M'), (1e3, 'k')) if abs(x) >= .9999 * s), (1, ''))
     return f'{x / scale:.3g}{unit}'
 
 def _time(s, _=None): return f'{s:.3g} s' if s < 120 else f'{s / 60:.3g} min' if s < 7200 else f'{s / 3600:.3g} h'
@@ -95,7 +95,7 @@ def _scale(ax, x, values):
     if log: ax.set_xscale('log')
     ax.set_xlim(*((few[0] / room, few[-1] * room) if log else (few[0] - room, few[-1] + room)))
     ax.xaxis.set_major_locator(_ticks(x, few, log))
-    ax.xaxis.set_major_formatter(FuncFormatter(_time if x.endswith('seconds') else _amount))
+    ax.xaxis.set_major_formatter(FuncFormatter(_time if x.endswith('seconds') else (lambda v, _: _amount(1e15 * v)) if x == 'train_pflop' else _amount))
     ax.minorticks_off()
 
 def _line(ax, rows, x, colour, label):

@@ -10,6 +10,7 @@ __all__ = ['known_experiments', 'members', 'missing', 'cautions', 'paper_rows', 
 import math, re, sys
 from pathlib import Path
 from typing import Annotated
+import numpy as np
 import pandas as pd
 import typer
 from ..data.basics import UserError, suggest, write_text
@@ -73,6 +74,8 @@ def cautions(
 # %% ../../nbs/08_lab/09_report.ipynb #c013
 def _hours(s): return '' if s != s else f'{s:.0f} s' if s < 120 else f'{s / 60:.1f} min' if s < 7200 else f'{s / 3600:.1f} h'
 
+def _size(n): return f'{n / 1e6:.3g}M' if n >= 1e6 else f'{n / 1e3:.3g}k'
+
 def _seeds(runs, r):
     own = runs[(runs.experiment == r['experiment']) & (runs.budget == r['budget']) & runs.accuracy.notna()]
     return ', '.join(f'{s:.0f}' for s in own.seed)
@@ -83,7 +86,7 @@ def paper_rows(
 )->tuple[list[str], list[tuple]]: # head, rows of text
     "The table of a paper."
     head = ['experiment', 'varied', 'parameters', 'solved, %', '95% interval', 'std over seeds', 'seeds', 'puzzles', 'steps', 'time']
-    rows = [(r['experiment'], r['label'], '' if r['parameters'] != r['parameters'] else f'{r["parameters"] / 1e6:.3g}M', f'{100 * r["accuracy"]:.2f}', f'{100 * r["low"]:.2f} to {100 * r["high"]:.2f}',
+    rows = [(r['experiment'], r['label'], '' if r['parameters'] != r['parameters'] else _size(r['parameters']), f'{100 * r["accuracy"]:.2f}', f'{100 * r["low"]:.2f} to {100 * r["high"]:.2f}',
              f'{100 * r["std"]:.2f}' if r['std'] == r['std'] else '-', _seeds(runs, r), f'{r["puzzles"]:,.0f}', f'{r["step"]:,.0f}', _hours(r['train_seconds'])) for r in groups.to_dict('records')]
     return head, rows
 
@@ -99,7 +102,9 @@ def caption(
     "What the figures of a table rest on."
     budget = _by(groups, 'budget')
     return (f'{_by(groups, "title") or "Runs"}. Exact accuracy of the last evaluation on test puzzles that training never saw ({_by(groups, "puzzle")}); binomial 95% interval (Wilson) of the mean over seeds, and sample standard deviation over seeds. '
-            f'Time is that of training alone. Hardware: {_by(groups, "hardware")}. Commit: {_by(groups, "commit")}.' + (f' Budget: {budget}.' if budget not in ('', 'none') else ''))
+            f'Time is that of training alone. Hardware: {_by(groups, "hardware")}. Commit: {_by(groups.assign(commit=groups.commit.map(_commit)), "commit")}.' + (f' Budget: {budget}.' if budget not in ('', 'none') else ''))
+
+def _commit(c): return c if not isinstance(c, str) else c[:12] + '-dirty' * c.endswith('-dirty')
 
 _TEX = {c: '\\' + c for c in '&%$#_{}'} | {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}'}
 
@@ -183,13 +188,12 @@ def speed_rows(
     runs:pd.DataFrame, # from `read_runs`
     target:float, # exact accuracy
     span:int=1, # evaluations that the smoothing looks back
-)->list[tuple]: # run, steps, examples
-    "When each run first reached a target."
+)->list[tuple]: # experiment, how many of its runs reached it, steps, examples
+    "When runs first reached a target: the median of those that did."
     found = []
     for name, seeds in logs(runs).items():
-        for batch, rows in seeds:
-            step = reached(rows, target, span)
-            found.append((name, 'not reached', '') if step is None else (name, f'{step:,}', f'{batch * step:,.0f}'))
+        there = [(step, batch * step) for batch, rows in seeds if (step := reached(rows, target, span)) is not None]
+        found.append((name, f'{len(there)} of {len(seeds)}', *((f'{np.median(v):,.0f}' for v in zip(*there)) if there else ('', ''))))
     return found
 
 def looks(
@@ -208,10 +212,12 @@ def budget_lines(
     names:list[str], # experiments
     budget:str, # of their runs
     catalogue:dict[str, Experiment], # all
-)->list[tuple]: # experiment, key, in the study, here
+)->list[tuple]: # experiments, key, in the study, here
     "What a budget changed in each experiment, against the study."
-    known = [catalogue[n] for n in names if n in catalogue]
-    return [(e.name, k, shown(a), shown(b)) for e in known for k, (a, b) in budget_changes(e, budget).items()] if budget else []
+    known, found = [catalogue[n] for n in names if n in catalogue], {}
+    for e in known:
+        for k, (a, b) in budget_changes(e, budget).items() if budget else (): found.setdefault((k, shown(a), shown(b)), []).append(e.name)
+    return [('all' if len(who) == len(known) > 1 else ', '.join(who), *change) for change, who in found.items()]
 
 # %% ../../nbs/08_lab/09_report.ipynb #c023
 def _html(notebook, file):
