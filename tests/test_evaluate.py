@@ -7,7 +7,8 @@ import torch
 from fake_model import KnownAnswers
 from trm_nb.data.basics import UserError, check_settings
 from trm_nb.data.format import PUZZLES, PuzzleDataset, PuzzleSet, describe
-from trm_nb.evaluate.evaluator import EVALUATORS, EvaluateSettings, Evaluator, eval_command, evaluate, fitting, leakage, make_evaluators, memory_advice, read_split, report, thin
+from trm_nb.evaluate.command import eval_command, report
+from trm_nb.evaluate.evaluator import EVALUATORS, EvaluateSettings, Evaluator, evaluate, fitting, leakage, make_evaluators, memory_advice, read_split, thin
 from trm_nb.evaluate.predictions import read_predictions
 from trm_nb.evaluate.metrics import Score, by_bins, calibration, exact, halting_steps, token_accuracy, wilson
 

@@ -11,7 +11,7 @@ from trm_nb.config import load_config
 from trm_nb.data.arc import Task, build_arc
 from trm_nb.data.basics import UserError
 from trm_nb.data.format import PuzzleDataset
-from trm_nb.evaluate.evaluator import eval_command
+from trm_nb.evaluate.command import eval_command
 from trm_nb.evaluate.predictions import read_predictions
 from trm_nb.learn.checkpoint import load_train_state, save_checkpoint, saved_steps
 from trm_nb.learn.launch import torchrun_command

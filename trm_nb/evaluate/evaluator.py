@@ -4,32 +4,28 @@
 
 # %% auto #0
 __all__ = ['EVALUATORS', 'Evaluator', 'Exact', 'EvaluateSettings', 'make_evaluator', 'make_evaluators', 'fitting', 'thin',
-           'Evaluation', 'evaluate', 'Cells', 'Leakage', 'leakage', 'read_split', 'trained_places', 'memory_advice',
-           'report', 'read_options', 'save_evaluation', 'eval_command']
+           'Evaluation', 'puzzle_batches', 'evaluate', 'Cells', 'Leakage', 'leakage', 'read_split', 'trained_places',
+           'memory_advice', 'save_evaluation']
 
 # %% ../../nbs/03_evaluate/02_evaluator.ipynb #c002
-import importlib, json, sys, time
+import importlib, time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Callable
+from typing import Callable, Iterator
 import numpy as np
 import torch
-import typer
-import yaml
 from pydantic import Field, field_validator
 from torch import Tensor
 from tqdm.auto import tqdm
 from ..data.basics import Registry, Settings, UserError, check_settings, suggest, write_json
-from ..data.device import pick_device, pick_dtype
 from ..data.format import PuzzleDataset, PuzzleSet, overlap
 from ..data.folders import Place, read_folders
 from ..data.loader import eval_batches
 from ..data.sudoku import read_csv
 from .metrics import IGNORE, Calibration, Score, accuracy_by_step, at_steps, by_bins, calibration, exact, halting_steps, labelled, token_accuracy, wilson
 from ..models.act import ACT, ponder
-from ..models.halting import accelerated, ponder_until
-from ..models.pretrained import load_pretrained
+from ..models.halting import ponder_until
 
 # %% ../../nbs/03_evaluate/02_evaluator.ipynb #c007
 class Evaluator:
@@ -277,8 +273,17 @@ def _grade(act, out, labels):
     answers = out.logits.argmax(-1)
     return torch.stack([exact(answers, labels).float(), token_accuracy(answers, labels).float(), out.q_halt.float(), act.wants_halt(out).float()], -1)
 
-def _batches(dataset, batch_size, device, rank, world, progress):
-    "This rank's batches, with a progress bar; the batch size is fitted to the data and the ranks."
+def puzzle_batches(
+    act:ACT, # a model that fits the puzzles; `UserError` where it does not
+    dataset:PuzzleDataset, # what is evaluated
+    batch_size:int, # puzzles at once over all ranks; fitted to the data and the ranks
+    device:str|torch.device, # where to
+    rank:int=0, # this process
+    world:int=1, # number of processes
+    progress:bool=True, # show a bar on the first rank?
+)->Iterator[tuple[Tensor, dict]]: # places in `dataset`, -1 for padding; a batch
+    "This rank's share of all puzzles."
+    _fits(act, dataset)
     known = None if getattr(dataset.metadata, 'on_the_fly', None) else len(dataset)   # copies made by the loader are not counted
     size = -(-min(batch_size, known or batch_size) // world) * world
     with tqdm(total=known, unit='puzzle', desc='evaluate', leave=False, mininterval=.5, disable=not progress or rank > 0) as bar:
@@ -319,12 +324,11 @@ def evaluate(
     evaluators:list[Evaluator]|None=None, # instances that go on from one evaluation to the next; None: new ones, as the settings name
 )->Evaluation: # the same on every rank
     "Run all ACT steps on every puzzle and grade every answer."
-    _fits(act, dataset)
     rows, arrays = thin(dataset.merged, settings.max_puzzles)
     part, began = replace(dataset, sets={'all': arrays}), time.perf_counter()
     evaluators = make_evaluators(settings) if evaluators is None else evaluators
     for e in evaluators: e.begin(part)
-    index, grades = _grades(act, _batches(part, settings.batch_size, device, rank, world, progress), settings, evaluators)
+    index, grades = _grades(act, puzzle_batches(act, part, settings.batch_size, device, rank, world, progress), settings, evaluators)
     evaluation = _collect(gather(index), gather(grades), rows, arrays.ratings)
     evaluation.seconds = time.perf_counter() - began
     for e in evaluators: evaluation.results |= e.result(evaluation, gather)
@@ -407,32 +411,6 @@ def memory_advice(
         now = settings.batch_size
         raise UserError(f'out of GPU memory at {option}{now}: ' + (f'try {option}{now // 2} or less' if now > 1 else 'a smaller model or another device is needed')) from None
 
-def report(
-    evaluation:Evaluation, # what was found
-    device:torch.device, # where
-)->str:
-    "An evaluation as text for a terminal."
-    e, n = evaluation, len(evaluation.index)
-    lines = [f'exact accuracy  {e.exact()} after {e.steps} steps', f'own halting     {e.halting()} after {e.halted_at.mean():.1f} steps', '', 'step   puzzles right   cells right   would have stopped']
-    lines += [f"{r['step']:4} {r['exact_accuracy']:14.1%} {r['accuracy']:13.1%} {r['stopped']:20.1%}" for r in e.table()]
-    others = {k: v for k, v in e.results.items() if k not in Exact().result(e, None)}
-    if others: lines += ['', *(f'{name:20} {value:.4g}' for name, value in others.items())]
-    memory = f', peak memory {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB' if device.type == 'cuda' else ''
-    return '\n'.join(lines + ['', f'{e.seconds:.1f} s on {device}: {1000 * e.seconds / n:.2f} ms a puzzle, {n / e.seconds:.0f} puzzles/s{memory}'])
-
-def read_options(
-    pairs:list[str], # NAME.KEY=VALUE, the value in YAML
-)->dict[str, dict]:
-    "Settings of evaluators, as the command line writes them."
-    options = {}
-    for pair in pairs:
-        key, equals, value = pair.partition('=')
-        name, dot, key = key.partition('.')
-        if not (equals and dot and key): raise UserError(f"'{pair}' is no setting of an evaluator: write NAME.KEY=VALUE, as arc.pass_ks=[1,2]")
-        try: options.setdefault(name, {})[key] = yaml.safe_load(value)
-        except yaml.YAMLError: raise UserError(f"the value of '{pair}' is no YAML") from None
-    return options
-
 def save_evaluation(
     folder:str|Path, # where to
     evaluators:list[Evaluator], # as the evaluation left them
@@ -441,43 +419,3 @@ def save_evaluation(
     "Write what each evaluator has to keep, then evaluation.json."
     for e in evaluators: e.save(folder)
     write_json(Path(folder)/'evaluation.json', numbers)
-
-def eval_command(
-    checkpoint:Annotated[str, typer.Argument(help='Run folder, checkpoint, shipped name or Hub id; if left out, TRM_CHECKPOINT_PATH.', envvar='TRM_CHECKPOINT_PATH', show_envvar=False)],
-    data:Annotated[str, typer.Option(metavar='DIR|FILE.csv', help='Dataset folder, or CSV file.')],
-    split:Annotated[str, typer.Option(help='Split of a dataset folder.')]='test',
-    steps:Annotated[int, typer.Option(min=1, help='ACT steps.', show_default="the model's halt_max_steps")]=None,
-    batch_size:Annotated[int, typer.Option(min=1, help='Puzzles at once.')]=768,
-    max_puzzles:Annotated[int, typer.Option(min=1, help='Use only so many puzzles, evenly spread.', show_default='all')]=None,
-    evaluator:Annotated[list[str], typer.Option(metavar='NAME', help='What to find out: exact, maze, arc or one of your own; may be repeated.', show_default='exact, and what suits the puzzles')]=[],
-    option:Annotated[list[str], typer.Option(metavar='NAME.KEY=VALUE', help="An evaluator's setting, as arc.pass_ks=[1,2]; may be repeated.")]=[],
-    save_predictions:Annotated[Path, typer.Option(metavar='DIR', help='Write the answers to all puzzles, and what evaluators have to add.')]=None,
-    save_outputs:Annotated[str, typer.Option(metavar='NAMES', help='What --save-predictions keeps: answers, q_halt, logits, inputs, labels.')]='answers,q_halt',
-    device:Annotated[str, typer.Option(help='auto, cpu, mps, cuda or cuda:N.')]='auto',
-    dtype:Annotated[str, typer.Option(help='float32, bfloat16, or auto: bfloat16 where it is fast.')]='auto',
-    compile:Annotated[bool, typer.Option('--compile/--no-compile', help='Compile the recursion, where fused kernels do not run.', show_default='on CUDA')]=None,
-    early_exit:Annotated[bool, typer.Option('--early-exit', help='Stop each puzzle where the model would; its answer stays as it was then.')]=False,
-    as_json:Annotated[bool, typer.Option('--json', help='Print one JSON object.')]=False,
-):
-    """Score a checkpoint on a dataset or a CSV file.
-
-    Examples:
-
-        trm eval runs/demo --data data/demo
-
-        trm eval runs/first/checkpoints/step_20000 --data test.csv --steps 64 --json
-
-        trm eval runs/arc --data data/arc-agi-1 --evaluator arc --option arc.pass_ks=[1,2] --save-predictions answers/arc
-    """
-    device = pick_device(device)
-    found = load_pretrained(checkpoint, device)
-    found.act.settings.forward_dtype = pick_dtype(dtype, device, found.act.settings.hidden_size)
-    dataset = read_split(data, split, found.puzzle, trained_places(found.act, found.metadata))
-    settings = check_settings(EvaluateSettings, dict(steps=steps, early_exit=early_exit, batch_size=batch_size, max_puzzles=max_puzzles, evaluators=evaluator or fitting(dataset),
-        options=read_options(option), save_outputs=save_outputs.split(',') if save_predictions else []))
-    evaluators = make_evaluators(settings)
-    with memory_advice(settings, '--batch-size '), accelerated(found.act, compile): evaluation = evaluate(found.act, dataset, settings, device, progress=sys.stderr.isatty(), evaluators=evaluators)
-    rate = dict(seconds=evaluation.seconds, puzzles_per_second=len(evaluation.index) / evaluation.seconds)
-    whole = evaluation.summary() | rate | dict(checkpoint=found.source, data=data, by_step=evaluation.table())
-    if save_predictions: save_evaluation(save_predictions, evaluators, whole)
-    print(json.dumps(whole) if as_json else f'{found.source}\n{data}\n' + 'each puzzle stops where the model would\n' * early_exit + f'\n{report(evaluation, device)}')

@@ -16,14 +16,15 @@ import numpy as np
 import torch
 import typer
 from tqdm.auto import tqdm
-from ..data.basics import UserError
+from ..data.basics import UserError, check_settings
 from ..data.device import pick_device, pick_dtype
 from ..data.format import Puzzle, puzzle_of
 from .draw import Look, draw_grid, grid_text, look_of
 from .record import Frame, one_batch, record, recording
 from .trace import Trace
 from ..models.act import ACT
-from ..models.halting import accelerated, solve_until
+from ..evaluate.compute import ComputeSettings, Noise, chosen_rows
+from ..models.halting import Solved, accelerated, solve_until
 from ..models.pretrained import load_pretrained
 
 # %% ../../nbs/04_explore/03_solver.ipynb #c007
@@ -136,20 +137,22 @@ class Solver:
         return self.act.inner.lm_head.weight.device
 
     @torch.inference_mode()
-    def _found(self, tokens, steps, stop, identifier, width, watch=None):
-        "Arrays of what `solve_until` finds for puzzles (n, L), and how many rules each answer breaks, where they are known."
-        batch = one_batch(tokens, self.device, identifier)
-        with accelerated(self.act, self.compile): found = solve_until(self.act, batch['inputs'], batch['puzzle_identifiers'], width, steps, stop, watch)
+    def _found(self, tokens, steps, stop, identifier, width, compute, watch=None):
+        "Arrays of what `solve_until` finds for puzzles (n, L), of several rollouts the chosen one, and how many rules each answer breaks, where they are known."
+        batch, k = one_batch(np.repeat(tokens, compute.rollouts, 0), self.device, identifier), compute.rollouts
+        noise = Noise(compute) if k > 1 else None
+        with accelerated(self.act, self.compile): found = solve_until(self.act, batch['inputs'], batch['puzzle_identifiers'], width, steps, stop, watch, noise)
         found = [x.cpu().numpy() for x in found]
+        if k > 1: found = chosen_rows(Solved(*found), compute)
         return [*found, self.puzzle.conflicts(tokens, found[0])]
 
-    def _answers(self, tokens, steps, early_exit, identifier, width=1, watch=None):
+    def _answers(self, tokens, steps, early_exit, identifier, compute, width, watch=None):
         "Answers to puzzles (n, L), `width` of them at once; by default those that break a rule are thought through to the end."
         began, stop = time.perf_counter(), steps is None if early_exit is None else early_exit
-        found = self._found(tokens, steps, stop, identifier, width, watch)
+        found = self._found(tokens, steps, stop, identifier, width, compute, watch)
         broken = found[-1]
         if stop and early_exit is None and broken is not None and (again := broken > 0).any():
-            for old, new in zip(found, self._found(tokens[again], steps, False, identifier, width)): old[again] = new
+            for old, new in zip(found, self._found(tokens[again], steps, False, identifier, width, compute)): old[again] = new
         answers, confidence, taken, q, halts, _ = found
         seconds = time.perf_counter() - began
         return [Answer(self.puzzle, tokens[i], answers[i].astype(tokens.dtype), confidence[i], q[i, :n], _first(halts[i, :n]), None if broken is None else int(broken[i]), seconds)
@@ -160,9 +163,10 @@ class Solver:
         steps:int|None=None, # ACT steps; None: the model's halt_max_steps at most
         early_exit:bool|None=None, # stop where the model would? None: as far as the rules allow, unless `steps` are asked for
         identifier:int=0, # row of the puzzle table
+        compute:ComputeSettings=ComputeSettings(), # rollouts, their noise, and the choice among their answers
     )->Answer:
         "Answer one puzzle; `UserError` says what is wrong with it."
-        return self._answers(self.puzzle.parse(puzzle)[None], steps, early_exit, identifier)[0]
+        return self._answers(self.puzzle.parse(puzzle)[None], steps, early_exit, identifier, compute, compute.rollouts)[0]
 
     def _parse(self, number, puzzle):
         "Tokens of one of many."
@@ -180,8 +184,9 @@ class Solver:
         steps:int|None=None, # ACT steps; None: the model's halt_max_steps at most
         early_exit:bool|None=None, # stop each where the model would? None: as far as the rules allow, unless `steps` are asked for
         identifier:int=0, # row of the puzzle table
-        batch_size:int|None=None, # puzzles at once; None: 64 on a CPU, else 512
+        batch_size:int|None=None, # puzzles (or their rollouts) at once; None: 64 on a CPU, else 512
         progress:bool=True, # show a bar?
+        compute:ComputeSettings=ComputeSettings(), # rollouts, their noise, and the choice among their answers
     )->list[Answer]:
         "Answer many puzzles, in their order; one that is done makes room for the next."
         answers, width = [], batch_size or (64 if self.device.type == 'cpu' else 512)
@@ -189,7 +194,7 @@ class Solver:
         with tqdm(total=total, unit='puzzle', desc='solve', leave=False, mininterval=.2, disable=not progress) as bar:
             for tokens in self._chunks(puzzles, 64 * width):
                 done = len(answers) + len(tokens)
-                answers += self._answers(tokens, steps, early_exit, identifier, width, lambda slots, left: bar.update(done - left - bar.n))
+                answers += self._answers(tokens, steps, early_exit, identifier, compute, width, lambda slots, left: bar.update(done - -(-left // compute.rollouts) - bar.n))
                 bar.update(done - bar.n)
         return answers
 
@@ -263,6 +268,8 @@ def solve_command(
     checkpoint:Annotated[str, typer.Argument(help='Run folder, checkpoint, shipped name or Hub id.')],
     puzzle:Annotated[str, typer.Argument(help='The puzzle as text (. or 0 for an empty cell of a Sudoku), or a file that holds it.')],
     steps:Annotated[int, typer.Option(min=1, help='ACT steps.', show_default='until the model stops')]=None,
+    rollouts:Annotated[int, typer.Option(min=1, help='Runs of the puzzle, all but the first with noise; one answer is chosen.')]=1,
+    choice:Annotated[str, typer.Option(help="Which one: that with the highest q_halt ('q'), or the most frequent ('majority').")]='q',
     trace:Annotated[Path, typer.Option(metavar='FILE.html', help='Also write the answer after each step, with pictures.')]=None,
     device:Annotated[str, typer.Option(help='auto, cpu, mps, cuda or cuda:N.')]='auto',
     dtype:Annotated[str, typer.Option(help='auto, float32 or bfloat16.')]='auto',
@@ -277,7 +284,9 @@ def solve_command(
         trm solve runs/demo puzzle.txt --steps 32 --trace steps.html
     """
     solver, puzzle = Solver.from_pretrained(checkpoint, device, dtype=dtype), _read(puzzle)
-    answer = _solve_and_write(solver, puzzle, steps, trace) if trace else solver.solve(puzzle, steps)
+    compute = check_settings(ComputeSettings, dict(rollouts=rollouts, choice=choice))
+    if trace and rollouts > 1: raise UserError('--trace shows one run; leave out --rollouts')
+    answer = _solve_and_write(solver, puzzle, steps, trace) if trace else solver.solve(puzzle, steps, compute=compute)
     print(_as_json(answer) if as_json else terminal(answer, bold=sys.stdout.isatty()))
     if trace and not as_json: print(f'step by step: {trace}')
     if answer.valid is False: raise typer.Exit(1)

@@ -47,16 +47,23 @@ class Slots:
         width:int, # slots
         steps:int, # ACT steps at most
         early_exit:bool=True, # stop each puzzle where the model would?
+        noise=None, # disturbs latents (dicts) of puzzles (rows of `inputs`): noise.start(latents, rows), noise.step(latents, rows, ACT steps taken)
     ):
-        self.act, self.steps, self.early_exit, self.nobody = act, steps, early_exit, len(inputs)
+        self.act, self.steps, self.early_exit, self.nobody, self.noise = act, steps, early_exit, len(inputs), noise
         new, width = inputs.new_zeros, min(width, self.fit(len(inputs), inputs.device))
         self.queue, self.identifiers = torch.cat([inputs, new(1, inputs.shape[1])]), torch.cat([identifiers, identifiers.new_zeros(1)])
         self.owner = torch.arange(width, device=inputs.device).clamp(max=self.nobody)
         self.age, self.next = torch.zeros_like(self.owner), self.owner.new_full((), width)
-        self.z = {k: v.contiguous() for k, v in act.inner.start(width).items()}
+        self.z = self._start()
         self.found = _nothing_yet(act, self.nobody, steps, inputs.device)
         self.unanswered = torch.full_like(self.next, self.nobody)
         self.readings = []
+
+    def _start(self):
+        "Initial latents of the puzzles that are seated now."
+        z = self.act.inner.start(len(self))
+        if self.noise: z = self.noise.start(z, self.owner)
+        return {k: v.contiguous() for k, v in z.items()}
 
     @staticmethod
     def fit(
@@ -94,6 +101,7 @@ class Slots:
         wish = self.act.wants_halt(out)
         done = (self.age >= self.steps) | (wish & self.early_exit)
         self._write(out, wish, done)
+        if self.noise: self.z = self.noise.step(self.z, who, self.age)
         self._refill(done)
 
     def _write(self, out, wish, done):
@@ -110,7 +118,7 @@ class Slots:
         if done.is_cuda: self.readings = [*self.readings[-1:], _on_its_way(self.unanswered)]
         waiting = (self.next + done.cumsum(0) - 1).clamp(max=self.nobody)
         self.owner, self.age, self.next = torch.where(done, waiting, self.owner), torch.where(done, 0, self.age), self.next + done.sum()
-        start = self.act.inner.start(len(done))
+        start = self._start()
         self.z = {k: choose(done, start[k], v) for k, v in self.z.items()}
 
 # %% ../../nbs/02_models/05_halting.ipynb #c010
@@ -122,10 +130,11 @@ def solve_until(
     steps:int|None=None, # ACT steps at most; None: the model's halt_max_steps
     early_exit:bool=True, # stop each puzzle where the model would? False: all take all steps
     watch:Callable[[Slots, int], None]|None=None, # called before every step, with the number of puzzles left
+    noise=None, # disturbs latents, as `Slots` takes it
 )->Solved:
     "Answers to any number of puzzles, in their order."
     with torch.no_grad():
-        slots = Slots(act, inputs, identifiers, width, steps or act.settings.halt_max_steps, early_exit)
+        slots = Slots(act, inputs, identifiers, width, steps or act.settings.halt_max_steps, early_exit, noise)
         while left := slots.left:
             slots.shrink(left)
             if watch: watch(slots, left)
