@@ -401,15 +401,17 @@ def test_space_solves_in_a_browser(run, tmp_path):
         chromium = p.chromium.launch(executable_path=browser, args=CHROMIUM)
         page = chromium.new_page(viewport=dict(width=1200, height=1000))
         page.goto(address)
-        page.locator('#solve').wait_for(timeout=60_000)
-        page.locator('#puzzle textarea').fill('12')
-        page.locator('#solve').click()
-        page.locator('#verdict').get_by_text('cannot be read').wait_for(timeout=60_000)
-        page.locator('#puzzle textarea').fill(puzzle)
-        page.locator('#solve').click()
-        page.locator('#film img').wait_for(timeout=60_000)
-        assert page.locator('#text textarea').input_value() == answer.text and answer.verdict[:5] in page.locator('#verdict').inner_text()
-        assert page.locator('#film img').evaluate('image => image.naturalWidth') > 400
+        done = "x => (x = document.querySelector('.trm')?.explorer) && x.sides.a && !x.busy"
+        page.wait_for_function(done, timeout=120_000)
+        page.get_by_role('button', name='Paste', exact=True).click()
+        page.locator('.trm textarea').fill('12')
+        page.locator('.trm-drawer').get_by_role('button', name='Load').first.click()
+        page.locator('.trm-error').wait_for(timeout=60_000)
+        page.locator('.trm textarea').fill(puzzle)
+        page.locator('.trm-drawer').get_by_role('button', name='Load').first.click()
+        page.wait_for_function(f"{done} && x.info.puzzles[x.info.entry] === 'pasted'", timeout=60_000)
+        page.locator('#text').get_by_role('button').first.wait_for(state='attached')
+        page.wait_for_function("text => [...document.querySelectorAll('#text textarea')].some(t => t.value === text)", arg=answer.text, timeout=60_000)
         chromium.close()
 
 
