@@ -29,8 +29,8 @@ from ..models.pretrained import SHIPPED
 # %% ../../nbs/04_explore/09_labs.ipynb #c005
 def shipped_trace(
     name:str=SHIPPED, # of a shipped model
-)->Trace: # of 200 puzzles: answers, confidence, q_halt and what moved, by step; paths by update
-    "What a shipped model did on 200 puzzles."
+)->Trace: # of many puzzles: answers, confidence, q_halt and what moved, by step; paths by update
+    "What a shipped model did on many puzzles."
     return Trace.load(experiments_path(f'traces/{name}.npz'))
 
 def shipped_ablations(
