@@ -1,0 +1,111 @@
+"""The lab's commands: what is asked for, what is refused, and runs on a real Slurm cluster of one node."""
+import json, os, shutil, subprocess, sys, time
+from collections import namedtuple
+from pathlib import Path
+import pytest
+from trm_nb import cli
+from trm_nb.config import load_config
+from trm_nb.lab import dispatch
+from trm_nb.lab.jobs import Hold, describe, read_job
+from trm_nb.lab.slurm import looker
+
+sys.path.insert(0, str(Path(__file__).parent/'tooling'))
+import slurm_cluster
+
+TINY = ['model.H_cycles=1', 'model.L_cycles=1', 'model.halt_max_steps=2', 'examples=6400', 'learn.log_every=5', 'learn.save_every=20', 'device=cpu']
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+def test_all_68_as_json(here, capsys):
+    assert cli.call(['run', '--pattern', '.', '--dry-run', '--json']) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) == 68 and len({r['folder'] for r in rows}) == 68
+    assert all('trm_nb.learn.launch --standalone --nproc-per-node 1 -m trm_nb.run runs/' + r['run'] in r['command'] for r in rows)
+    by = {r['run']: r['config'] for r in rows}
+    assert (by['exp01a']['model']['hidden_size'], by['exp02b_05']['model']['H_cycles']) == (256, 5)
+    assert not list(here.iterdir())
+
+def test_notebook_gets_the_same_config(here):
+    "The preset and pairs that papermill is given make up the config."
+    for name in ('exp06_f', 'exp07c', 'exp09c', 'contrib01_curriculum'):
+        for budget in ('full', 'smoke'):
+            o = dispatch.order(dispatch.catalogue.load_catalogue()[name], dispatch.How(), budget, 3)
+            assert load_config(o.job.preset, *o.job.settings) == o.config
+
+def test_slurm_dry_run(here, capsys):
+    assert cli.call(['run', 'exp01a', '--backend', 'slurm', '--partition', 'gpu', '--nodes', '2', '--nproc', '8', '--time', '1-00:00:00', '--sbatch', 'account=mine', '--dry-run']) == 0
+    said = capsys.readouterr().out
+    for line in ('sbatch runs/exp01a/slurm/', '--nodes=2', '--gpus-per-node=8', '--partition=gpu', '--time=1440', '--requeue', '--account=mine'): assert line in said
+
+@pytest.mark.parametrize('args, said', [
+    (['exp1a'], "unknown experiment 'exp1a': did you mean"), (['exp01a', 'exp01a'], 'named twice'), (['exp01a', 'learn.batchsize=3'], "did you mean 'batch_size'?"), (['exp01a', 'model.hidden_size=3'], 'what exp01 varies'),
+    (['exp01a', '--budget', 'smok'], "did you mean 'smoke'?"), (['exp01a', '--backend', 'pbs'], 'local or slurm'), (['exp01a', '--seeds', '0'], '--seeds 0'), (['exp01a', '--nodes', '2'], '--backend slurm'), ([], '--pattern'),
+    (['exp01a', '--backend', 'slurm', '--time', 'soon'], 'H:MM:SS'), (['exp01a', 'name=x'], 'named after')])
+def test_refused(args, said, here, capsys):
+    assert cli.call(['run', *args]) == 2
+    line, = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith('trm') and said in line and not (here/'runs').exists()
+
+def test_other_runs_are_left_alone(here, capsys, monkeypatch):
+    sent = []
+    monkeypatch.setattr(dispatch, 'carry_out', lambda jobs, *_: [sent.append(j.name) or j.update(state='done') for j in jobs])
+    assert cli.call(['run', 'exp01a', 'exp01b', '--budget', 'smoke']) == 0 and sent == ['exp01a', 'exp01b']
+    before = {p: p.read_bytes() for p in (here/'runs').rglob('*') if p.is_file()}
+    assert cli.call(['run', 'exp01a', 'exp01c', '--budget', 'short']) == 2
+    assert "exp01a holds a run with another '" in capsys.readouterr().err
+    Usage = namedtuple('Usage', 'total used free')
+    with monkeypatch.context() as m:
+        m.setattr(shutil, 'disk_usage', lambda p: Usage(1, 1, 1000))
+        assert cli.call(['run', 'exp01c', '--budget', 'smoke']) == 2 and 'GiB left' in capsys.readouterr().err
+    hold = Hold(here/'runs/exp01b/job.lock')
+    read_job('runs/exp01b').update(state='running')
+    assert cli.call(['run', 'exp01b', '--budget', 'smoke', '--overwrite']) == 2 and 'exp01b is running already' in capsys.readouterr().err
+    hold.release()
+    read_job('runs/exp01b').update(state='done')
+    assert before == {p: p.read_bytes() for p in (here/'runs').rglob('*') if p in before}
+    assert not (here/'runs/exp01c').exists() and len(sent) == 2
+    assert cli.call(['run', 'exp01a', 'exp01c', '--budget', 'smoke']) == 0 and sent == ['exp01a', 'exp01b', 'exp01c'] # what is done stays
+    assert cli.call(['stop', 'exp01a']) == 2 and cli.call(['resume', 'exp01a']) == 2 and cli.call(['logs', 'exp01']) == 2 and cli.call(['runs']) == 0
+
+def test_sweep(here, capsys):
+    Path('mine.yaml').write_text('preset: demo\nlearn: {steps: 30}\n')
+    assert cli.call(['sweep', 'mine.yaml', '--grid', 'learn.lr=1e-4,3e-4', '--seeds', '3', '--dry-run', '--json']) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert len({r['run'] for r in rows}) == 6 and {(r['config']['learn']['lr'], r['config']['seed'], r['config']['learn']['steps']) for r in rows} == {(lr, s, 30) for lr in (1e-4, 3e-4) for s in range(3)}
+
+def wait_for(said, process=None, seconds=900):
+    until = time.time() + seconds
+    while not said():
+        assert time.time() < until and (process is None or process.poll() is None)
+        time.sleep(.1)
+
+def trm(*args, env=None): return subprocess.run([sys.executable, '-m', 'trm_nb.cli', *args], env=(env or os.environ) | dict(OMP_NUM_THREADS='1'), capture_output=True, text=True)
+
+def state(name, runs='runs'):
+    folder = Path(runs, name)
+    return describe(folder, looker([folder]))['state']
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(slurm_cluster.missing()), reason=slurm_cluster.missing() or 'there is a cluster')
+def test_slurm(here, monkeypatch):
+    "Three runs: one cancelled and resumed, one unbroken with the same metrics, one that fails."
+    with slurm_cluster.Cluster(here/'cluster') as cluster:
+        monkeypatch.setenv('SLURM_CONF', str(cluster.conf))
+        send = lambda *args: trm('run', *args, '--budget', 'smoke', '--backend', 'slurm', '--gpus', '0', '--time', '60', env=cluster.env)
+        broken, whole, bad = send('exp01a', *TINY), send('exp01a', *TINY, '--runs', 'whole'), send('exp01b', *TINY[:-1], 'device=cuda:7')
+        assert [broken.returncode, whole.returncode, bad.returncode] == [0] * 3, broken.stderr + whole.stderr + bad.stderr
+        wait_for(lambda: (here/'runs/exp01a/metrics.jsonl').exists())
+        subprocess.run(['scancel', read_job('runs/exp01a').job], env=cluster.env, check=True)
+        wait_for(lambda: state('exp01a') not in ('running', 'queued'))
+        assert state('exp01a') == 'stopped' and (here/'runs/exp01a/checkpoints/last').exists()
+        wait_for(lambda: not cluster.run('squeue', '-h', '-j', read_job('runs/exp01a').job).stdout.strip())
+        again = trm('resume', 'exp01a', env=cluster.env)
+        assert again.returncode == 0, again.stderr
+        wait_for(lambda: all(state(n, r) in ('done', 'failed') for n, r in (('exp01a', 'runs'), ('exp01a', 'whole'), ('exp01b', 'runs'))))
+        assert (state('exp01a'), state('exp01a', 'whole'), state('exp01b')) == ('done', 'done', 'failed'), Path('runs/exp01a/job.json').read_text()
+        assert (here/'runs/exp01a/metrics.jsonl').read_text() == (here/'whole/exp01a/metrics.jsonl').read_text()
+        table = trm('runs', env=cluster.env).stdout
+        assert 'cuda' in table.split('exp01b')[1] and 'failed' in table and (here/'runs/exp01b/train.ipynb').exists()
