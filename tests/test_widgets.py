@@ -514,7 +514,7 @@ def labs(page):
     "What a reader does with the three widgets of many puzzles."
     ready = lambda kind, more='true', seconds=60: page.wait_for_function(f"() => {{ const x = document.querySelector('.trm-{kind}')?.lab; return x && x.data && !x.busy && x.shown !== undefined && ({more}) }}", timeout=1000 * seconds)
     lab = lambda kind, code: page.evaluate("([kind, code]) => { const x = document.querySelector('.trm-' + kind).lab; return new Function('x', code)(x); }", [kind, code])
-    ready('bench', 'x.data.C === 10', 90), ready('halting', 'x.data.n === 12'), ready('map')
+    ready('bench', 'x.data.C === 9', 90), ready('halting', 'x.data.n === 12'), ready('map')
     page.locator('.trm-map').scroll_into_view_if_needed()
     page.locator('.trm-map .trm-play').click()
     ready('map', '!x.playing && x.now > 0')
@@ -525,7 +525,7 @@ def labs(page):
     page.locator('.trm-bench select[name=hold]').select_option('z_L')
     page.locator('.trm-bench input[name=after]').press_sequentially('2')
     page.locator('.trm-bench button[type=submit]').click()
-    ready('bench', 'x.data.C === 11')
+    ready('bench', 'x.data.C === 10')
     assert lab('bench', 'return x.data.conditions.at(-1)') == 'z_L held after step 2'
     page.locator('.trm-bench input[name=steps]').press_sequentially('500')
     page.locator('.trm-bench button[type=submit]').click()
