@@ -213,11 +213,12 @@ def _guest(entry, settings, like, got, told):
         start, words = (yield from surest(solver, entry, settings)) if settings.rollouts > 1 else (None, '')
         told(words)
         own = settings.model_copy(update=dict(noise=0. if start else settings.noise))
-        frames = recording(solver.act, entry.tokens, solver.look, entry.solution, settings.steps, settings.identifier, like, puzzle=solver.puzzle.name, source=str(solver.source or ''))
+        changed = lambda: altered(solver.act, own)
+        with changed(): frames = recording(solver.act, entry.tokens, solver.look, entry.solution, settings.steps, settings.identifier, like, puzzle=solver.puzzle.name, source=str(solver.source or ''))
         seen, due = None, 0.
         with closing(frames):
             while True:
-                with altered(solver.act, own), begun(solver.act, start): frame = next(frames, None)
+                with changed(), begun(solver.act, start): frame = next(frames, None)
                 if frame is None: return
                 if frame.step == frame.steps or time.monotonic() > due: seen, due = frame.trace(), time.monotonic() + PAUSE
                 got.put(replace(frame, trace=partial(lambda trace: trace, seen)))
