@@ -37,6 +37,7 @@ class Dataset(Settings):
     num_aug: int = Field(0, ge=0) # transformed copies of each training puzzle
     test: int = Field(8192, gt=0) # test puzzles, or all where the source has fewer
     seed: int = 0 # of choice, copies and generator
+    givens: tuple[int, int] | None = None # range of the givens of generated puzzles; none: the generator's
 
 class Experiment(Settings):
     "A named set of settings, and what is believed about it."
@@ -64,7 +65,7 @@ def says(
     "All that may be changed, by dotted keys."
     e = experiment
     lengths = {k: getattr(e, k) for k in _LENGTHS if getattr(e, k) is not None}
-    return lengths | ({f'dataset.{k}': v for k, v in e.dataset.model_dump().items()} if e.dataset else {}) | e.settings
+    return lengths | ({f'dataset.{k}': v for k, v in e.dataset.model_dump(mode='json').items()} if e.dataset else {}) | e.settings
 
 def _dataset(e, changes):
     given = {k.removeprefix('dataset.'): v for k, v in changes.items() if k.startswith('dataset.')}
@@ -270,8 +271,8 @@ def data_name(
 )->str:
     "Name of a dataset's folder: equal for what is made alike, another for anything else."
     d = dataset
-    copies = f'x{d.num_aug}' if d.num_aug else ''
-    return f'sudoku-{d.size}x{d.size}-{d.train}{copies}-{fingerprint(d.model_dump() | dict(source=_files_of(d.source)))[:8]}'
+    copies, mark = f'x{d.num_aug}' if d.num_aug else '', fingerprint(d.model_dump(mode='json') | dict(source=_files_of(d.source)))
+    return f'sudoku-{d.size}x{d.size}-{d.train}{copies}-{mark[:8]}'
 
 def configure(
     experiment:Experiment, # any
@@ -302,14 +303,14 @@ def listing(
         changes = budget_changes(e, budget, path)
         same = at_budget(e, budget, path)
         return dict(name=e.name, family=e.family, title=e.title, question=e.question, preset=e.preset, varied={k: says(same).get(k) for k in e.varied}, described=e.varied,
-                    budget=dict(name=budget, changes={k: list(v) for k, v in changes.items()}), dataset=e.dataset and same.dataset.model_dump(),
+                    budget=dict(name=budget, changes={k: list(v) for k, v in changes.items()}), dataset=e.dataset and same.dataset.model_dump(mode='json'),
                     settings=configure(e, budget, path=path, **where).model_dump(mode='json'), hypotheses=e.expects)
     return [told(e) for e in experiments]
 
 # %% ../../nbs/08_lab/01_catalogue.ipynb #c025
 def _generated(d, puzzle):
     "Test puzzles first, then training puzzles: more of these leave the others as they are."
-    rows = generate(d.test + d.train, d.size, d.seed)
+    rows = generate(d.test + d.train, d.size, d.seed, d.givens)
     return rows.take(slice(d.test, None)), rows.take(slice(0, d.test))
 
 def _published(d, puzzle):
@@ -327,7 +328,7 @@ def _filled(rows, avoid, d, puzzle):
     missing, taken = d.train - len(rows), np.concatenate([puzzle.keys(r.inputs) for r in (rows, avoid)])
     more, n = rows.take(slice(0, 0)), missing
     while len(more) < missing:
-        more = generate(n, d.size, d.seed)
+        more = generate(n, d.size, d.seed, d.givens)
         more, n = more.take(~np.isin(puzzle.keys(more.inputs), taken)), 2 * n
     more = more.take(slice(0, missing))
     return Rows(np.concatenate([rows.inputs, more.inputs]), np.concatenate([rows.labels, more.labels]), None if rows.ratings is None else np.concatenate([rows.ratings, more.ratings]))
@@ -355,7 +356,7 @@ def _build(d, folder):
     if own < d.train: train = _filled(train, test, d, puzzle)
     write_rows(folder, puzzle, dict(train=with_copies(train, puzzle, d.num_aug, d.seed), test=test), d.num_aug)
     found = 0 if d.source == 'generate' else own
-    write_json(folder/'built.json', dict(d.model_dump(), test=len(test), from_source=found, generated=len(train) - found, seconds=round(time.time() - began, 1), bytes=sum(f.stat().st_size for f in folder.rglob('*.npy'))))
+    write_json(folder/'built.json', dict(d.model_dump(mode='json'), test=len(test), from_source=found, generated=len(train) - found, seconds=round(time.time() - began, 1), bytes=sum(f.stat().st_size for f in folder.rglob('*.npy'))))
 
 def build_data(
     experiment:Experiment, # any
