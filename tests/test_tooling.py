@@ -1,7 +1,9 @@
 """The checks of `make` find what they are for."""
 from pathlib import Path
 import pytest
-from tooling.docs_check import Page, dead, undocumented
+from tooling.docs_check import Page, dead, undocumented, unshown
+from make_pages import call_text, entry, own, row, said_above, said_of_fields, type_text
+from make_sidebar import EXPLAINED, bare, rooms, section, sidebar
 from tooling.make_readme import as_text, from_root, shown, without_directives
 from nbformat.v4 import new_code_cell, new_output
 
@@ -22,6 +24,36 @@ def test_undocumented(tmp_path):
     (tmp_path/'part.py').write_text('def _private(): pass\ndef told():\n    "What it does."\n    def inner(): pass\n'
                                     'class Bare:\n    def method(self): pass\n')
     assert [line.split(': ')[1] for line in undocumented(tmp_path)] == ['Bare has no docstring', 'method has no docstring']
+
+def test_unshown(tmp_path):
+    (tmp_path/'part.py').write_text('# File to edit: ../nbs/01_data/00_basics.ipynb.\ndef registry():\n    "Shown."\ndef forgotten():\n    "Not shown."\n')
+    page = Page(f'<h3 id="registry">x</h3><a href="https://x.org/{tmp_path.name}/part.py#L2">source</a>')
+    told = lambda page: unshown(tmp_path, {'01_data/basics.html': page}, {'01_data/basics.html': Path('01_data/00_basics.ipynb')})
+    assert told(page) == ['01_data/00_basics.ipynb: forgotten is not documented']
+    assert 'no link to line 2' in told(Page('<h3 id="registry">x</h3>'))[0]
+
+def test_table_of_parameters():
+    from trm_nb.explore.solver import Answer, solve_command
+    from trm_nb.learn.trainer import LearnSettings
+    assert type_text(Path | None) == 'Path or None'
+    assert row('n', int, 3, 'how | many') == '| **n** | `int` | `3` | how \\| many |'
+    assert '**confidence** | `ndarray` |  | float32 (L,)' in entry(Answer, 'Answer', 3, {})
+    assert '**batch_size** | `int` | `768` | slots over all ranks' in entry(LearnSettings, 'LearnSettings', 3, {})
+    assert '**device** | `str` | `\'auto\'` | auto, cpu' in entry(solve_command, 'solve_command', 3, {}) # what typer is told
+    assert {'draw', 'valid'} <= dict(own(Answer)).keys() and call_text('Answer.pretty', Answer.pretty) == '```python\nAnswer.pretty(bold=False)\n```'
+
+def test_what_a_parent_says():
+    from trm_nb.data.maze import Maze
+    from trm_nb.data.format import Puzzle
+    assert said_of_fields(Maze)['vocab_size'] == said_of_fields(Puzzle)['vocab_size'] != ''
+    assert 'inputs' in said_above(Maze, 'conflicts')
+
+def test_sidebar_of_parts():
+    assert section('Empty', []) == [] and bare('02_gallery.ipynb') == 'gallery'
+    text = sidebar()
+    assert [text.index(f'section: {p}') for p in ('Tutorials', 'How-to', 'Explanations', 'Reference')] == sorted(text.index(f'section: {p}') for p in ('Tutorials', 'How-to', 'Explanations', 'Reference'))
+    assert all(text.index('section: Explanations') < text.index(page) for page in EXPLAINED if page in text)
+    assert all(text.count(f'- {page}\n') == 1 for _, listed in rooms() for page in listed)
 
 def test_readme():
     assert from_root('[a](01_data/x.ipynb) [b](https://x.org/y.ipynb) [c](#d)') == '[a](nbs/01_data/x.ipynb) [b](https://x.org/y.ipynb) [c](#d)'

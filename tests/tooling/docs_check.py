@@ -27,9 +27,11 @@ def address(path):
     "Where Quarto puts a notebook: without the number of its file, with that of its folder."
     return path.with_name(re.sub(r'^\d+[a-zA-Z0-9]*_', '', path.name.lower())).with_suffix('.html').as_posix()
 
+EXPORTER = HTMLExporter(template_name='basic')
+
 def render(path):
     "The page of a processed notebook."
-    return HTMLExporter(template_name='basic').from_notebook_node(nbformat.read(path, as_version=4))[0]
+    return EXPORTER.from_notebook_node(nbformat.read(path, as_version=4))[0]
 
 def rendered(folder):
     "({address: Page}, {address: folder of its notebook}, complaints) of every processed notebook."
@@ -100,13 +102,13 @@ def symbols(path):
     "(anchor, line) of every public function, class and method that a module defines with a docstring."
     for node in ast.parse(path.read_text(encoding='utf-8')).body:
         for found in public([node]):
-            if ast.get_docstring(found): yield (node.name if found is node else f'{node.name}.{found.name}').lower(), found.lineno - len(found.decorator_list)
+            if ast.get_docstring(found): yield (node.name if found is node else f'{node.name}.{found.name}').lower(), min([found.lineno, *(d.lineno for d in found.decorator_list)])
 
 def unshown(package, pages, sources):
     "Complaints about public symbols that the page of their module does not show, or shows without a link to their source."
     complaints, names = [], {where.as_posix(): html for html, where in sources.items()}
     for path in sorted(package.rglob('[!_]*.py')):
-        module, notebook = path.relative_to(package.parent), re.search(r'File to edit: (?:\.\./)*nbs/(\S+)', path.read_text(encoding='utf-8'))
+        module, notebook = path.relative_to(package.parent), re.search(r'File to edit: (?:\.\./)*nbs/(\S+\.ipynb)', path.read_text(encoding='utf-8'))
         page = pages.get(names.get(notebook and notebook[1]))
         for anchor, line in symbols(path) if page else []:
             if anchor not in page.anchors: complaints.append(f'{notebook[1]}: {anchor} is not documented')
