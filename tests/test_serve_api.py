@@ -499,7 +499,7 @@ def test_hostile_connections(serving):
 def test_schemathesis_finds_no_5xx(serving, tmp_path):
     pytest.importorskip('schemathesis')
     server = serving(max_puzzles=4, max_steps=8)
-    done = subprocess.run([sys.executable, '-m', 'schemathesis.cli', 'run', server['address'] + '/openapi.json', '--checks', 'not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance', '--max-examples', '60', '--seed', '1', '--generation-database', 'none'],
+    done = subprocess.run([sys.executable, '-m', 'schemathesis.cli', 'run', server['address'] + '/openapi.json', '--checks', 'not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance', '--max-examples', '40', '--request-timeout', '100', '--seed', '1', '--generation-database', 'none'],
                           capture_output=True, text=True, cwd=tmp_path, timeout=500, env=os.environ | dict(SCHEMATHESIS_REPORT='false'))
     told = [l['status'] for l in server['log']() if l['event'] == 'request']
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BUCKETS', 'log', 'ServeSettings', 'Full', 'TimeUp', 'Closed', 'Crashed', 'Moment', 'Reply', 'Wish', 'Job', 'cycles',
-           'Seats', 'Cache', 'Statistics', 'settle', 'Guest', 'Engine', 'local_runs', 'Models']
+           'Seats', 'Cache', 'Statistics', 'settle', 'Guest', 'usual_width', 'Engine', 'local_runs', 'Models']
 
 # %% ../../nbs/07_serve/01_engine.ipynb #c002
 import logging, re, threading, time
@@ -23,13 +23,14 @@ from ..explore.trace import Trace
 from ..models.act import ACT, Outputs
 from ..models.halting import Slots, accelerated
 from ..models.pretrained import shipped
+from ..models.zoo import step_cost
 
 # %% ../../nbs/07_serve/01_engine.ipynb #c007
 class ServeSettings(Settings):
     "How a model is served."
     host:str = '127.0.0.1' # address to listen on; 0.0.0.0 lets other machines in
     port:int = Field(8000, ge=0, le=65535) # to listen on; 0 takes a free one
-    max_batch:int|None = Field(None, ge=1) # puzzles on the device at once (default: 16 on a CPU, else 256); 1 switches batching off
+    max_batch:int|None = Field(None, ge=1) # puzzles on the device at once (default: 256; on a CPU 4 to 64, by the cost of a step); 1 switches batching off
     queue:int = Field(512, ge=1) # puzzles that may wait; beyond that a request is refused (429)
     time_limit:float = Field(60., gt=0) # seconds that a request may take, waiting included
     max_steps:int = Field(64, ge=1) # ACT steps that a request may ask for
@@ -296,6 +297,12 @@ class Guest:
         if self.items is not None: self.items.close()
 
 # %% ../../nbs/07_serve/01_engine.ipynb #c021
+def usual_width(
+    solver:Solver, # on its device
+)->int:
+    "Puzzles at once: 256; on a CPU, where more of them take longer, about as many as a step of a second allows, 4 to 64."
+    return 256 if solver.device.type != 'cpu' else int(np.clip(2e10 / step_cost(solver.act).forward, 4, 64))
+
 class Engine:
     "Answers the puzzles of many clients with one model, on a thread of its own."
     def __init__(self,
@@ -304,7 +311,7 @@ class Engine:
         name:str='', # what clients call it (default: the last part of where the weights come from)
     ):
         self.solver, self.settings, self.name = solver, settings, name or Path(solver.source).name or 'model'
-        self.width = settings.max_batch or (16 if solver.device.type == 'cpu' else 256)
+        self.width = settings.max_batch or usual_width(solver)
         self.cache, self.statistics, self.failures = Cache(settings.cache_mb), Statistics(), 0
         self.waiting, self.joining, self.seats, self.guests, self.closing, self.lock = deque(), [], {}, [], False, threading.Condition()
         self.thread = threading.Thread(target=self._run, name=f'engine {self.name}', daemon=True)
