@@ -410,7 +410,7 @@ def test_space_solves_in_a_browser(run, tmp_path):
         page.locator('.trm textarea').fill(puzzle)
         page.locator('.trm-drawer').get_by_role('button', name='Load').first.click()
         page.wait_for_function(f"{done} && x.info.puzzles[x.info.entry] === 'pasted'", timeout=60_000)
-        page.locator('#text').get_by_role('button').first.wait_for(state='attached')
+        page.get_by_role('button', name='The answer as text').click()
         page.wait_for_function("text => [...document.querySelectorAll('#text textarea')].some(t => t.value === text)", arg=answer.text, timeout=60_000)
         chromium.close()
 
