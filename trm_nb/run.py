@@ -8,7 +8,7 @@ __all__ = ['FREE', 'read_data', 'shape_of', 'changed_setting', 'begin', 'prepare
            'outcome', 'train', 'RunDied', 'progress_line', 'watch', 'check_parameters', 'train_command']
 
 # %% ../nbs/91_run.ipynb #c002
-import errno, json, os, platform, shutil, signal, subprocess, sys, threading, time
+import ctypes, errno, json, os, platform, shutil, signal, subprocess, sys, threading, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -354,7 +354,7 @@ def watch(
     command = launch_command(config.folder, cluster, resume)
     folder, began, shown = prepare(config, cluster.world, resume, overwrite), time.time(), 0
     line, curves, log = display(Markdown('starting'), display_id=True), None, RowLog(folder/'metrics.jsonl')
-    with (folder/'stdout.log').open('ab') as out, (folder/'stderr.log').open('ab') as err: process = subprocess.Popen(command, stdout=out, stderr=err)
+    with (folder/'stdout.log').open('ab') as out, (folder/'stderr.log').open('ab') as err: process = subprocess.Popen(command, stdout=out, stderr=err, preexec_fn=_die_with_parent)
     with _term_interrupts():
         while True:
             ended, rows = _wait(process, folder, every), log.rows()
@@ -368,6 +368,10 @@ def _show(figure, handle):
     if handle is None: return display(figure, display_id=True)
     handle.update(figure)
     return handle
+
+def _die_with_parent():
+    "Ask Linux to send SIGTERM to a process when its parent dies, in whatever way: ranks then save and leave."
+    if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 @contextmanager
 def _term_interrupts():

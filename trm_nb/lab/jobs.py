@@ -191,7 +191,7 @@ def last_words(
     "The last line on stderr that names an error, or simply the last one."
     file = Path(folder)/STREAMS['err']
     lines = [l.split('\r')[-1].strip() for l in file.read_text(encoding='utf-8', errors='replace').splitlines()[-400:]] if file.exists() else []
-    spoken = [l for l in lines if l]
+    spoken = [l for l in lines if l and '%|' not in l] # no progress bars
     return next((l for l in reversed(spoken) if l.split(':')[0].endswith(('Error', 'Exception'))), spoken[-1] if spoken else '')
 
 def follow(

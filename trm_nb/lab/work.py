@@ -16,6 +16,7 @@ from .catalogue import Experiment
 from .jobs import Hold, Job, ask_to_stop, asked_to_stop, last_words, read_job, turn
 from ..learn.checkpoint import saved_steps
 from ..publish.mirror import Copies
+from ..publish.pipeline import end_ranks
 
 # %% ../../nbs/08_lab/03_work.ipynb #c005
 def settings_of(
@@ -84,6 +85,7 @@ def _try(job, rendezvous):
     try:
         build(job)
         if asked_to_stop(job.path): return 'stopped', None
+        end_ranks(job.folder) # of a worker that was killed
         execute_notebook(job, rendezvous)
         return _status(job.path), None
     except Exception as e: # a worker says what happened, whatever it is
