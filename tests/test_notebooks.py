@@ -19,6 +19,12 @@ def module_of(path):
 EXPORTING = {path: module for path in sorted(NBS.glob('[0-9]*/*.ipynb')) + sorted(NBS.glob('[0-9]*.ipynb'))
              if (module := module_of(path))}
 
+LONG = {'03_evaluate/06_compute', '03_evaluate/07_command', '04_explore/01_draw', '04_explore/027_plots', '04_explore/04_analyse', '04_explore/05_probe', '05_learn/10_telemetry', '08_lab/07_plots'}
+def case(path):
+    "A notebook by its name; those that take long belong to the slow tier (nbdev_test runs them in the fast one)."
+    name = path.relative_to(NBS).with_suffix('').as_posix()
+    return pytest.param(path, id=name, marks=[pytest.mark.slow] * (name in LONG))
+
 def flags(cell): return {flag.rstrip(':') for flag in getattr(cell, 'directives_', {})}
 
 def runs(cell):
@@ -37,7 +43,7 @@ def apart(monkeypatch):
     os.environ.update(environment)
     if 'matplotlib.pyplot' in sys.modules: sys.modules['matplotlib.pyplot'].close('all')
 
-@pytest.mark.parametrize('path', EXPORTING, ids=lambda p: p.relative_to(NBS).as_posix())
+@pytest.mark.parametrize('path', map(case, EXPORTING))
 def test_module(path, apart):
     apart.chdir(path.parent)
     shell = CaptureShell(path)

@@ -75,7 +75,7 @@ def test_config_is_told(log, run, data):
     assert {k: log.config[k] for k in config} == config
     train = PuzzleDataset.read(data, 'train')
     assert log.config['parameters'] == parameters(build_model(run.model, shape_of(train)))
-    known = log.config['run']
+    known = log.config['made_with']
     assert known['config_hash'] == run.hash and known['data']['fingerprint'] == train.fingerprint() and known['versions']['torch'] == torch.__version__ and known['hardware'] and 'commit' in known
     assert (log.project, log.name, log.exit) == ('puzzles', 'told', 0)
 
@@ -272,7 +272,7 @@ def test_two_ranks(configure):
     assert done.returncode == 0, done.stderr[-2000:]
     log, = read_logs(config.folder)
     assert steps(log) == [0, 5, 10, 15, 20] and log.rows[-1]['eval/puzzles'] == 24 and sum(log.rows[-1]['eval/ACT_steps']['values']) == 24
-    assert log.config['run']['world'] == 2 and done.stderr.count('telemetry: wandb') == 1
+    assert log.config['made_with']['world'] == 2 and done.stderr.count('telemetry: wandb') == 1
 
 # the others
 

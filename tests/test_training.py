@@ -86,7 +86,7 @@ def rows_so_far(config):
     return json.loads(lines[-1])['step'] if lines else 0
 
 
-@pytest.mark.parametrize('after', [1, 2])
+@pytest.mark.parametrize('after', [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_killed_and_resumed(config, after):
     settings = (*CALM, 'learn.steps=300', 'learn.eval_every=100', 'learn.save_every=30')
     unbroken, broken = config('unbroken', *settings), config('broken', *settings)

@@ -474,7 +474,7 @@ class Telemetry(Callback):
 
     def _about(self, trainer):
         known = {k: v for k, v in self.facts(trainer).items() if k not in ('step', 'epoch', 'examples', 'train', 'evaluation', 'best', 'model')}
-        return self.config | dict(parameters=parameters(trainer.act), run=known)
+        return self.config | dict(parameters=parameters(trainer.act), made_with=known)
 
     def _each(self, act):
         "Let every sink act; one that fails is left out from then on."
