@@ -43,7 +43,7 @@ def apart(monkeypatch):
     os.environ.update(environment)
     if 'matplotlib.pyplot' in sys.modules: sys.modules['matplotlib.pyplot'].close('all')
 
-@pytest.mark.parametrize('path', map(case, EXPORTING))
+@pytest.mark.parametrize('path', [case(p) for p in EXPORTING])
 def test_module(path, apart):
     apart.chdir(path.parent)
     shell = CaptureShell(path)
