@@ -20,6 +20,7 @@ COMMANDS = { # 'name' or 'group name': (module:function, line of the overview)
     'data sudoku': ('trm_nb.data.sudoku:sudoku_command', 'Build a Sudoku dataset from a CSV file, the Hub or a generator.'),
     'data maze': ('trm_nb.data.maze:maze_command', 'Build a maze dataset from a CSV file, the Hub or a generator.'),
     'data arc': ('trm_nb.data.arc:arc_command', 'Build an ARC dataset with its augmented copies.'),
+    'data neighbours': ('trm_nb.data.neighbours:neighbours_command', 'Make new Sudokus from hard ones.'),
     'data check': ('trm_nb.data.sudoku:check_command', 'Find puzzles that two datasets share, up to symmetry.'),
     'train': ('trm_nb.run:train_command', 'Train a model, on one process or many.'),
     'eval': ('trm_nb.evaluate.command:eval_command', 'Score a checkpoint on a dataset or a CSV file.'),

@@ -6,6 +6,8 @@
 __all__ = ['Symmetry', 'Dihedral', 'SudokuSymmetry', 'sudoku_colours', 'find_sudoku_symmetry']
 
 # %% ../../nbs/01_data/03_augment.ipynb #c002
+import os
+from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 from torch import Tensor
@@ -116,7 +118,8 @@ class SudokuSymmetry(Symmetry):
         "Numbers that no transformation changes."
         grid = np.asarray(inputs).reshape(-1, self.size, self.size).astype(np.int64)
         key = lambda g: _key(self.colours(g), g, self.rows, self.columns, self.size)
-        return np.concatenate([np.zeros(0, np.uint64), *(key(grid[part]) for part in _chunks(len(grid), 10_000))])
+        with ThreadPoolExecutor(os.cpu_count()) as pool: keys = pool.map(key, (grid[part] for part in _chunks(len(grid), 2000)))
+        return np.concatenate([np.zeros(0, np.uint64), *keys])
 
     def colours(self,
         inputs:np.ndarray, # (N, L) tokens
