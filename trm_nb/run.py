@@ -227,7 +227,8 @@ def compose(
     train, test = read_data(config)
     told, leak = leaks(train, test)
     if ranks.first: print(*told, sep='\n', end='\n' * bool(told), file=sys.stderr, flush=True)
-    loader = TrainLoader(train, config.learn.batch_size, config.seed, ranks.device, ranks.rank, ranks.world, config.data.augment, config.data.max_train_puzzles)
+    loader = TrainLoader(train, config.learn.batch_size, config.seed, ranks.device, ranks.rank, ranks.world, config.data.augment, config.data.max_train_puzzles,
+                         config.data.hide_givens, config.data.show_cells)
     act = build_model(config.model, shape_of(train), config.seed)
     started = '' if resume else begin(config, act, train)
     if ranks.first and started: print(started, file=sys.stderr, flush=True)

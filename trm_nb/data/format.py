@@ -26,6 +26,7 @@ class Puzzle:
     aliases:dict[str, int]=field(default_factory=dict) # further characters that `parse` takes for a token
     skipped:str='\r\n' # characters that `parse` ignores
     offset:int|None=0 # a number in a grid is token - offset; None: grids hold characters
+    blank:int|None=None # token of a cell that is to be filled in, where a puzzle is its solution with such cells
     symmetry:object=None # an object of data.augment, or None
 
     @property

@@ -21,6 +21,8 @@ class DataSettings(Settings):
     path:str|list[str] # dataset folder with a split 'train', or a list of them
     test_path:str|list[str]|None=None # dataset folder with a split 'test', or a list; None: those of `path` that have one
     augment:bool=True # draw a symmetry of the puzzle for each example, where its kind has any
+    hide_givens:float=Field(0.0, ge=0, lt=1) # share of the givens that are hidden, drawn anew for each example; the solution stays the label
+    show_cells:float=Field(0.0, ge=0, le=1) # up to this share of the blank cells are given away, drawn anew for each example
     max_train_puzzles:int|None=Field(None, gt=0) # use only the first N groups of each folder
 
     @field_validator('path', 'test_path')
@@ -177,7 +179,11 @@ class TrainLoader:
         world:int=1, # number of processes
         augment:bool=True, # draw a symmetry for each example, where the puzzle has any
         max_train_puzzles:int|None=None, # only the first groups of each folder
+        hide_givens:float=0.0, # share of the givens that are hidden
+        show_cells:float=0.0, # up to this share of the blank cells are given away
     ):
+        self.hide, self.show, self.blank = hide_givens, show_cells, dataset.puzzle.blank
+        if self.blank is None and (hide_givens or show_cells): raise UserError(f'data.hide_givens and data.show_cells: a {dataset.puzzle.name} puzzle has no givens')
         self.batch_size, self.seed, self.local = batch_size, seed, local_batch(batch_size, world)
         self.data = DeviceArrays(dataset, device, max_train_puzzles)
         self.sampler = Sampler(self.data.drawn, seed)
@@ -202,15 +208,22 @@ class TrainLoader:
         "Epochs drawn so far."
         return self.examples / self.examples_per_epoch
 
-    def _transform(self, inputs, labels):
+    def _draw(self, purpose, n):
         step = torch.full((), self.step, dtype=torch.int64, device=self.data.device)
-        return self.symmetry.apply(inputs, labels, draw(self.seed, 'symmetry', step, self.slots, self.symmetry.numbers))
+        return draw(self.seed, purpose, step, self.slots, n)
+
+    def _other_givens(self, inputs, labels):
+        "Inputs with givens hidden and cells given away."
+        u = self._draw('givens', inputs.shape[1] + 1)
+        given, show = inputs != self.blank, u[:, 1:] < u[:, :1] * self.show
+        return torch.where(given, torch.where(u[:, 1:] < self.hide, self.blank, inputs), torch.where(show, labels, inputs))
 
     def batch(self)->dict[str, Tensor]: # inputs int32 (b, L), labels int64 (b, L), puzzle_identifiers int32 (b,)
         "The next batch."
         examples, puzzles = self.sampler.take(self.batch_size)
         inputs, labels, identifiers = self.data.gather(examples[self.mine], puzzles[self.mine])
-        if self.symmetry: inputs, labels = self._transform(inputs, labels)
+        if self.symmetry: inputs, labels = self.symmetry.apply(inputs, labels, self._draw('symmetry', self.symmetry.numbers))
+        if self.hide or self.show: inputs = self._other_givens(inputs, labels)
         self.step += 1
         return self.data.batch(inputs, labels, identifiers)
 

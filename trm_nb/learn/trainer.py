@@ -22,12 +22,14 @@ from .losses import METRICS, LossSettings, act_loss
 from .optim import OPTIMISERS, MuonSettings, SignSGD
 from .replay import Replay
 from .schedule import DECAYS, annealed, learning_rate
+from .starts import LatentSettings, Unrest, several, shaken, winners
 
 # %% ../../nbs/05_learn/08_trainer.ipynb #c005
 class LearnSettings(Settings):
     "How weights are found."
     steps: int = Field(65_104, gt=0) # optimiser steps
     batch_size: int = Field(768, gt=0) # slots over all ranks together
+    pool: int = Field(1, gt=0) # batches of slots that take turns: a puzzle's ACT steps lie so many optimiser steps apart
     micro_batch: int | None = Field(None, gt=0) # slots of a rank that go through the model at once; smaller saves memory
     optimiser: str = 'adam_atan2' # of the weights, from the registry
     lr: float = Field(1e-4, gt=0) # learning rate of the weights
@@ -47,6 +49,7 @@ class LearnSettings(Settings):
     curriculum: list[Stage] = [] # shallower recursion in the first parts of the run; none: the model's depth throughout
     exploration_end: float | None = Field(None, ge=0, le=1) # model.halt_exploration_prob at the end, reached in a straight line; none: it stays
     loss: LossSettings = LossSettings() # how a step is graded
+    latents: LatentSettings = LatentSettings() # several starts, and noise
     fused: bool = True # Triton kernels and a CUDA graph of the step, where model and card allow: bfloat16, Hopper or newer
     compile: bool | None = None # torch.compile the recursion where it is not fused; none: on CUDA only
     log_every: int = Field(50, gt=0) # steps between rows of metrics.jsonl
@@ -100,6 +103,9 @@ class Trainer:
         local = settings.batch_size // ranks.world
         self.slots = torch.arange(local, device=ranks.device) + ranks.rank * local
         self.parts = list(torch.arange(local).split(settings.micro(local)))
+        starts, self.unrest = settings.latents.starts, Unrest(act.inner, settings.latents, seed)
+        if starts > 1 and act.inner.settings.latent_start == 'fixed': raise UserError(f'learn.latents.starts {starts}: from fixed latents all starts are the same; set model.latent_start=random')
+        self.rows = [torch.arange(p[0] * starts, (p[-1] + 1) * starts, device=ranks.device) + ranks.rank * local * starts for p in self.parts]
         table = getattr(act.inner, 'puzzle_emb', None)
         if settings.freeze_weights and not table: raise UserError('learn.freeze_weights: the model has no puzzle table (puzzle_emb_ndim 0), nothing would learn')
         if settings.freeze_weights: act.requires_grad_(False)
@@ -110,7 +116,7 @@ class Trainer:
         self.rates = [group['lr'] for group in self.optimiser.param_groups] if weights else []
         self.table_optimiser = table and SignSGD(table, settings.puzzle_lr, settings.puzzle_weight_decay)
         self.ema = EMA(act, settings.ema, settings.ema_bias_correction) if weights and settings.ema else None
-        self.carries: list[Carry] | None = None
+        self.carries: list[list[Carry]] = [] # of each batch of the pool, the parts
         self.sums = torch.zeros(len(METRICS) + 1, dtype=torch.float32 if ranks.device.type == 'mps' else torch.float64, device=ranks.device)
         self.step_number, self.graded, self.stop = 0, 0, False
         self.best: dict | None = None
@@ -142,12 +148,14 @@ class Trainer:
         if self.table_optimiser: self.table_optimiser.lr = s.puzzle_lr * scale
         self.lr = s.lr * scale
 
-    def _forward_backward(self, carry, batch, u):
+    def _forward_backward(self, carry, batch, u, unrest):
         "One micro-batch: refill, recurse, grade, add to the gradients and to the sums; also the puzzle rows read, with their gradients."
+        s = self.settings
         if self.fused: recast(self.act.inner)
-        carry = self.act.refill(carry, batch)
+        carry = shaken(self.act.refill(carry, batch, unrest.get('start')), unrest, s.latents.noise)
         carry, out = self.act.step(carry, self.act.inner.read_rows(carry.data['puzzle_identifiers']), u)
-        loss, metrics = act_loss(out, carry, self.settings.loss)
+        carry, best, out = winners(carry, out, s.latents.starts, s.loss)
+        loss, metrics = act_loss(out, best, s.loss)
         self.scaler.scale(loss / self.settings.batch_size).backward()
         self.sums += torch.stack([loss.detach(), *metrics.values()]).to(self.sums.dtype)
         return carry, self.table_optimiser and self.table_optimiser.table.take()
@@ -181,12 +189,19 @@ class Trainer:
         u = self._explored(draw(self.seed, 'exploration', self.step_number, self.slots, 2))
         depth = depth_at(self.settings.curriculum, self.step_number, self.settings.steps)
         if depth != self.depth: self._deepen(depth)
-        cut = [{k: v[p[0]:p[-1] + 1] for k, v in batch.items()} for p in self.parts]
-        if self.carries is None: self.carries = [self.act.initial_carry(b) for b in cut]
+        cut = [self._part(batch | dict(u=u), p) for p in self.parts]
+        turn = (self.step_number - 1) % self.settings.pool
+        if turn == len(self.carries): self.carries.append([self.act.initial_carry(b) for b, _ in cut])
         self.gradients.zero_()
-        with self.act.inner.at_depth(depth): done = [self.forward_backward(c, b, u[p[0]:p[-1] + 1]) for c, b, p in zip(self.carries, cut, self.parts)]
-        self.carries, rows = zip(*done)
+        with self.act.inner.at_depth(depth):
+            done = [self.forward_backward(c, b, u, self.unrest(self.step_number, rows)) for c, (b, u), rows in zip(self.carries[turn], cut, self.rows)]
+        self.carries[turn], rows = zip(*done)
         self._update(rows)
+
+    def _part(self, batch, slots):
+        "Puzzles and uniform numbers of some slots, for every start."
+        part = several({k: v[slots[0]:slots[-1] + 1] for k, v in batch.items()}, self.settings.latents.starts)
+        return part, part.pop('u')
 
     def _asked_to_stop(self):
         "Whether to leave early; ranks agree on it when they log, where they wait for each other anyway."
@@ -245,7 +260,7 @@ def train_state(
     "All that is needed to go on exactly; every rank must call it."
     t = trainer
     return dict(step=t.step_number, seed=t.seed, loader=t.loader.state_dict(), weights=t.act.state_dict(), optimiser=t.optimiser.state_dict() if t.optimiser else None,
-                ema=t.ema.state_dict() if t.ema else None, scaler=t.scaler.state_dict(), carry=_gather_carry(t.carries, t.ranks), sums=t.ranks.gather(t.sums[None]).cpu(), graded=t.graded, best=t.best)
+                ema=t.ema.state_dict() if t.ema else None, scaler=t.scaler.state_dict(), carries=[_gather_carry(c, t.ranks) for c in t.carries], sums=t.ranks.gather(t.sums[None]).cpu(), graded=t.graded, best=t.best)
 
 def restore(
     trainer:Trainer, # freshly made, with the settings of the saved run
@@ -259,7 +274,6 @@ def restore(
     if t.ema: t.ema.load_state_dict(state['ema'])
     if state.get('scaler'): t.scaler.load_state_dict(state['scaler'])
     t.step_number, t.seed, t.graded, t.best = state['step'], state['seed'], state['graded'], state['best']
-    slots = t.slots.cpu()
-    t.carries = [_slice_carry(state['carry'], slots[p], device) for p in t.parts]
+    t.carries = [[_slice_carry(c, rows.cpu(), device) for rows in t.rows] for c in state['carries']]
     sums = state['sums'] if len(state['sums']) == t.ranks.world else torch.cat([state['sums'].sum(0, keepdim=True), torch.zeros(t.ranks.world - 1, len(t.sums))])
     t.sums.copy_(sums[t.ranks.rank])

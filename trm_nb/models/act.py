@@ -38,8 +38,10 @@ class ModelSettings(Settings):
     pos_encodings: Literal['rope', 'learned', 'none'] = 'rope' # positions; the token mixer needs none
     rope_theta: float = 10_000.0 # base of RoPE's frequencies
     rms_norm_eps: float = 1e-5 # added to the mean square in the norm
+    gate_norm: bool = False # norm within SwiGLU too, before it is projected down: steadier under large steps (arXiv 2601.19085)
     puzzle_emb_ndim: int = Field(512, ge=0) # width of a puzzle's row; 0: no puzzle table
     puzzle_emb_len: int = Field(16, ge=0) # prefix positions; 0: as few as hold the row
+    latent_start: Literal['fixed', 'random'] = 'fixed' # latents that a thought begins with: one vector for all positions, or drawn anew each time in training (arXiv 2605.21488)
     halt_max_steps: int = Field(16, ge=1) # ACT steps at most
     halt_exploration_prob: float = Field(0.1, ge=0, le=1) # how often a sequence must go on to a random minimum
     no_ACT_continue: bool = True # halt on q_halt > 0; otherwise on q_halt > q_continue
@@ -105,7 +107,8 @@ class Recursion(nn.Module):
         self.lm_head, self.q_head = Linear(s.hidden_size, shape.vocab_size), Linear(s.hidden_size, 2, bias=True)
         nn.init.zeros_(self.q_head.weight)
         nn.init.constant_(self.q_head.bias, -5.0)
-        for name in self.latent_names: self.register_buffer(self.init_name(name), truncated_normal(s.hidden_size))
+        start = (self.positions,) if s.latent_start == 'random' else ()
+        for name in self.latent_names: self.register_buffer(self.init_name(name), truncated_normal(*start, s.hidden_size))
 
     @staticmethod
     def init_name(latent:str)->str:
@@ -117,8 +120,8 @@ class Recursion(nn.Module):
     )->Stack:
         "A block stack of the kind that the settings ask for."
         s = self.settings
-        if s.mlp_t: return Stack([MixerBlock(s.hidden_size, self.positions, s.expansion, s.rms_norm_eps) for _ in range(layers)])
-        return Stack([AttentionBlock(s.hidden_size, s.num_heads, s.num_key_value_heads, s.expansion, s.rms_norm_eps) for _ in range(layers)])
+        if s.mlp_t: return Stack([MixerBlock(s.hidden_size, self.positions, s.expansion, s.rms_norm_eps, s.gate_norm) for _ in range(layers)])
+        return Stack([AttentionBlock(s.hidden_size, s.num_heads, s.num_key_value_heads, s.expansion, s.rms_norm_eps, s.gate_norm) for _ in range(layers)])
 
     def build_levels(self):
         "Make the block stacks; official name `L_level`."
@@ -162,7 +165,7 @@ class Recursion(nn.Module):
     def start(self,
         batch:int, # sequences
     )->Latents: # each (B, S, d)
-        "Initial latents, the same vector at every position."
+        "Initial latents: the same vector at every position, or random ones, the same for every sequence."
         return {n: getattr(self, self.init_name(n)).to(self.dtype).expand(batch, self.positions, -1) for n in self.latent_names}
 
     def read_rows(self,
@@ -289,9 +292,10 @@ class ACT(nn.Module):
     def refill(self,
         carry:Carry, # after the last step
         batch:dict, # a full batch; slot i uses example i only if it has halted
+        start:Latents|None=None, # latents to begin with (B, S, d); None: the model's own
     )->Carry:
         "Give halted slots the new example and initial latents."
-        h, start = carry.halted, self.inner.start(len(carry.halted))
+        h, start = carry.halted, start or self.inner.start(len(carry.halted))
         return Carry({k: choose(h, start[k], v) for k, v in carry.latents.items()}, torch.where(h, 0, carry.steps), h,
                      {k: choose(h, batch[k], v) for k, v in carry.data.items()})
 

@@ -44,42 +44,42 @@ def _product32(a, b):
 class _Gated(torch.autograd.Function):
     "rms(x + SwiGLU(x)) over features."
     @staticmethod
-    def forward(ctx, x, gate_up, down, cast, eps, save):
+    def forward(ctx, x, gate_up, down, cast, eps, norm, save):
         "x (M, D)"
         wgu, wd = cast()
-        h, gu = kernels.gate(x, wgu, save)
-        out, r = kernels.add_norm(x, h @ wd.T, eps, save)
-        if save: ctx.save_for_backward(x, gu, out, r, wgu, wd)
+        h, gu, squares = kernels.gate(x, wgu, save, norm)
+        out, r, s = kernels.add_norm(x, h @ wd.T, eps, save, squares, h.shape[1])
+        if save: ctx.save_for_backward(x, gu, out, r, s, wgu, wd)
         return out
 
     @staticmethod
     def backward(ctx, dout):
         "Gradients of x and both weights."
-        x, gu, out, r, wgu, wd = ctx.saved_tensors
-        ds = kernels.norm_backward(dout.contiguous(), out, r)
-        h = ds @ wd
-        kernels.gate_backward(gu, h)
+        x, gu, out, r, s, wgu, wd = ctx.saved_tensors
+        ds, dy, e = kernels.norm_backward(dout.contiguous(), out, r, x, s, wd.shape[1])
+        h = dy @ wd
+        kernels.gate_backward(gu, h, e)
         wanted = ctx.needs_input_grad[1]
-        return (gu @ wgu).add_(ds), _product32(gu.T, x) if wanted else None, _product32(ds.T, h) if wanted else None, None, None, None
+        return (gu @ wgu).add_(ds), _product32(gu.T, x) if wanted else None, _product32(dy.T, h) if wanted else None, *[None] * 4
 
 class _Mixed(torch.autograd.Function):
     "rms(t + SwiGLU(t)) over positions, t = z + what is added."
     @staticmethod
-    def forward(ctx, gate_up, down, cast, eps, save, z, *added):
+    def forward(ctx, gate_up, down, cast, eps, norm, save, z, *added):
         "z and what is added (B, P, D)"
         weights = cast()
-        out, t, r = kernels.mix(z, added, weights, eps, save)
-        if save: ctx.save_for_backward(out, t, r, *weights)
+        out, t, r, s = kernels.mix(z, added, weights, eps, save, norm)
+        if save: ctx.save_for_backward(out, t, r, s, *weights)
         ctx.terms = 1 + len(added)
         return out
 
     @staticmethod
     def backward(ctx, dout):
         "Gradients of both weights and of every term of the sum."
-        out, t, r, *weights = ctx.saved_tensors
-        dt, (dg, du, dd) = kernels.mix_backward(dout.contiguous(), out, t, r, weights)
+        out, t, r, s, *weights = ctx.saved_tensors
+        dt, (dg, du, dd) = kernels.mix_backward(dout.contiguous(), out, t, r, s, weights)
         P = out.shape[1]
-        return torch.cat([dg, du])[:, :P], dd[:, :P].T, None, None, None, *[dt] * ctx.terms
+        return torch.cat([dg, du])[:, :P], dd[:, :P].T, *[None] * 4, *[dt] * ctx.terms
 
 class _Sum(torch.autograd.Function):
     "z + (the sum of what is added)."
@@ -111,7 +111,7 @@ class _Attended(torch.autograd.Function):
         (wqkv, wo, apart), short = cast(), x.shape[1] <= 128
         qkv = x @ wqkv.T if short else kernels.project(x, apart, table, heads)
         o, ctx.graph = (kernels.attend(qkv, table, heads), None) if short else _long_attention(qkv, heads, save)
-        out, r = kernels.add_norm(x.flatten(0, 1), (o @ wo.T).flatten(0, 1), eps, save)
+        out, r, _ = kernels.add_norm(x.flatten(0, 1), (o @ wo.T).flatten(0, 1), eps, save)
         if save: ctx.save_for_backward(x, qkv if short else None, o, out, r, wqkv, wo)
         ctx.table, ctx.heads = table, heads
         return out.view_as(x)
@@ -120,7 +120,7 @@ class _Attended(torch.autograd.Function):
     def backward(ctx, dout):
         "Gradients of x and both weights."
         x, qkv, o, out, r, wqkv, wo = ctx.saved_tensors
-        ds = kernels.norm_backward(dout.contiguous().flatten(0, 1), out, r)
+        ds, _, _ = kernels.norm_backward(dout.contiguous().flatten(0, 1), out, r)
         do = (ds @ wo).view_as(o)
         if ctx.graph is None: dqkv = kernels.attend_backward(do, qkv, ctx.table, ctx.heads)
         else: dqkv = _long_backward(ctx, do)
@@ -150,10 +150,11 @@ def _stack_forward(self, z, *injected, rope=None):
     z, *injected = [t.contiguous() for t in (z, *injected)]
     if len(injected) > 2: injected = [injected[0], sum(injected[2:], injected[1])]
     for layer, (first, second) in zip(self.layers, self.casts):
-        if isinstance(layer, MixerBlock): z = _Mixed.apply(*first.weights, first, layer.eps, save, z, *injected)
+        norm = layer.mlp.norm_eps is not None
+        if isinstance(layer, MixerBlock): z = _Mixed.apply(*first.weights, first, layer.eps, norm, save, z, *injected)
         else: z = _Attended.apply(_Sum.apply(z, *injected) if injected else z, *first.weights, first, rope, layer.self_attn.heads, layer.eps, save)
         injected = ()
-        z = _Gated.apply(z.flatten(0, 1), *second.weights, second, layer.eps, save).view_as(z)
+        z = _Gated.apply(z.flatten(0, 1), *second.weights, second, layer.eps, norm, save).view_as(z)
     return z
 
 # %% ../../nbs/02_models/052_fused.ipynb #c011

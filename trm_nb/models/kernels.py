@@ -24,7 +24,14 @@ constexpr = tl.constexpr if triton else None
 def _jit(f): return triton.jit(f) if triton else f
 
 @_jit
-def _tanh(x): return tl.inline_asm_elementwise('tanh.approx.f32 $0, $1;', '=f,f', [x], dtype=tl.float32, is_pure=True, pack=1)
+def _tanh(x):
+    "Of two numbers at a time: the unit that makes them is the kernels' narrowest place."
+    return tl.inline_asm_elementwise("""{
+        .reg .b32 pair; .reg .b16 low, high;
+        cvt.rn.f16x2.f32 pair, $3, $2;
+        tanh.approx.f16x2 pair, pair;
+        mov.b32 {low, high}, pair;
+        cvt.f32.f16 $0, low; cvt.f32.f16 $1, high; }""", '=f,=f,f,f', [x], dtype=tl.float32, is_pure=True, pack=2)
 
 @_jit
 def _silu(x):
@@ -46,7 +53,7 @@ def _place(M, across, BM:constexpr, GROUP:constexpr):
     return (first + pid % per % size) * BM, pid % per // size
 
 @_jit
-def _gate(x, w, h, gu, M, N, K:constexpr, BM:constexpr, BN:constexpr, BK:constexpr, SAVE:constexpr):
+def _gate(x, w, h, gu, squares, M, N, K:constexpr, BM:constexpr, BN:constexpr, BK:constexpr, SAVE:constexpr, NORM:constexpr):
     m, n = _place(M, tl.cdiv(N, BN), BM, 8)
     n = n * BN
     gate = tl.zeros((BM, BN), tl.float32)
@@ -55,7 +62,11 @@ def _gate(x, w, h, gu, M, N, K:constexpr, BM:constexpr, BN:constexpr, BK:constex
         a = x.load([m, k])
         gate = tl.dot(a, w.load([n, k]).T, gate)
         up = tl.dot(a, w.load([N + n, k]).T, up)
-    h.store([m, n], (_silu(gate) * up).to(tl.bfloat16))
+    product = _silu(gate) * up
+    h.store([m, n], product.to(tl.bfloat16))
+    if NORM:
+        row = m + tl.arange(0, BM)
+        tl.store(squares + (n // BN) * M + row, tl.sum(product * product, 1), row < M)
     if SAVE:
         gu.store([m, n], gate.to(tl.bfloat16))
         gu.store([m, N + n], up.to(tl.bfloat16))
@@ -64,28 +75,33 @@ def gate(
     x:Tensor, # bfloat16 (M, K)
     w:Tensor, # bfloat16 (2N, K): rows of the gate, then of the other half
     save:bool=False, # return the two halves as well
-)->tuple[Tensor, Tensor|None]: # bfloat16 (M, N) and (M, 2N)
+    norm:bool=False, # return the tiles' sums of squares as well
+)->tuple[Tensor, Tensor|None, Tensor|None]: # bfloat16 (M, N) and (M, 2N), float32 (N / 64, M)
     "silu(gate) * up of a joint projection."
     (M, K), N, (BM, BN, BK) = x.shape, len(w) // 2, (128, 64, 64)
     h = x.new_empty(M, N)
     gu = x.new_empty(M, 2 * N) if save else h
+    squares = torch.empty(triton.cdiv(N, BN), M, device=x.device) if norm else None
     tile = TensorDescriptor.from_tensor
-    _gate[(triton.cdiv(M, BM) * triton.cdiv(N, BN),)](tile(x, [BM, BK]), tile(w, [BN, BK]), tile(h, [BM, BN]), tile(gu, [BM, BN]), M, N, K, BM, BN, BK, save, num_stages=2, num_warps=4)
-    return h, gu if save else None
+    _gate[(triton.cdiv(M, BM) * triton.cdiv(N, BN),)](tile(x, [BM, BK]), tile(w, [BN, BK]), tile(h, [BM, BN]), tile(gu, [BM, BN]), squares if norm else h, M, N, K, BM, BN, BK, save, norm, num_stages=2, num_warps=4)
+    return h, gu if save else None, squares
 
 @_jit
-def _gate_slope(g, u, d):
-    "silu(g) * u, and its slopes along g and u, times d."
+def _gate_slope(g, u, d, e, NORM:constexpr):
+    "h = silu(g) * u, and its slopes along g and u, times d - e h."
     s = 0.5 + 0.5 * _tanh(0.5 * g)
     gs = g * s
-    return gs * u, d * u * (s + gs * (1 - s)), d * gs
+    h = gs * u
+    if NORM: d = d - e * h
+    return h, d * u * (s + gs * (1 - s)), d * gs
 
 @_jit
-def _gate_back(gu, dh, total, N:constexpr, BLOCK:constexpr):
+def _gate_back(gu, dh, e, total, N:constexpr, BLOCK:constexpr, NORM:constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     ok = at < total
     left = at // N * (2 * N) + at % N
-    h, dg, du = _gate_slope(tl.load(gu + left, ok, 0).to(tl.float32), tl.load(gu + left + N, ok, 0).to(tl.float32), tl.load(dh + at, ok, 0).to(tl.float32))
+    row = tl.load(e + at // N, ok, 0) if NORM else 0.
+    h, dg, du = _gate_slope(tl.load(gu + left, ok, 0).to(tl.float32), tl.load(gu + left + N, ok, 0).to(tl.float32), tl.load(dh + at, ok, 0).to(tl.float32), row, NORM)
     tl.store(dh + at, h.to(tl.bfloat16), ok)
     tl.store(gu + left, dg.to(tl.bfloat16), ok)
     tl.store(gu + left + N, du.to(tl.bfloat16), ok)
@@ -93,51 +109,71 @@ def _gate_back(gu, dh, total, N:constexpr, BLOCK:constexpr):
 def gate_backward(
     gu:Tensor, # bfloat16 (M, 2N) the halves; overwritten by their gradient
     dh:Tensor, # bfloat16 (M, N) gradient of the product; overwritten by the product
+    e:Tensor|None=None, # float32 (M,) where the product is normed: from `norm_backward`
 ):
     "From the gradient of silu(gate) * up to that of its halves, in place; the product is made anew on the way."
-    _gate_back[(triton.cdiv(dh.numel(), 2048),)](gu, dh, dh.numel(), dh.shape[1], 2048, num_warps=8)
+    _gate_back[(triton.cdiv(dh.numel(), 2048),)](gu, dh, dh if e is None else e, dh.numel(), dh.shape[1], 2048, e is not None, num_warps=8)
 
 # %% ../../nbs/02_models/051_kernels.ipynb #c010
 @_jit
-def _norm(x, y, out, r, M, D, eps, BD:constexpr, ROWS:constexpr, SAVE:constexpr):
+def _norm(x, y, out, r, squares, s_out, M, D, eps, width, TILES:constexpr, BT:constexpr, BD:constexpr, ROWS:constexpr, SAVE:constexpr):
     rows, cols = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BD)
     at = rows[:, None].to(tl.int64) * D + cols[None]
     ok = (rows[:, None] < M) & (cols[None] < D)
-    s = _rounded(tl.load(x + at, ok, 0).to(tl.float32) + tl.load(y + at, ok, 0).to(tl.float32))
+    more = tl.load(y + at, ok, 0).to(tl.float32)
+    if TILES:
+        t = tl.arange(0, BT)
+        inner = tl.rsqrt(tl.sum(tl.load(squares + t[None].to(tl.int64) * M + rows[:, None], (rows[:, None] < M) & (t[None] < TILES), 0), 1) / width + eps)
+        more = more * inner[:, None]
+        if SAVE: tl.store(s_out + rows, inner, rows < M)
+    s = _rounded(tl.load(x + at, ok, 0).to(tl.float32) + more)
     scale = tl.rsqrt(tl.sum(s * s, 1) / D + eps)
     tl.store(out + at, (s * scale[:, None]).to(tl.bfloat16), ok)
     if SAVE: tl.store(r + rows, scale, rows < M)
 
 @_jit
-def _norm_back(dout, out, r, ds, M, D, BD:constexpr, ROWS:constexpr):
+def _norm_back(dout, out, r, ds, x, inner, dy_out, e, M, D, width, BD:constexpr, ROWS:constexpr, NORM:constexpr):
     rows, cols = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BD)
     at = rows[:, None].to(tl.int64) * D + cols[None]
     ok = (rows[:, None] < M) & (cols[None] < D)
     dy, y = tl.load(dout + at, ok, 0).to(tl.float32), tl.load(out + at, ok, 0).to(tl.float32)
-    scale = tl.load(r + rows, rows < M, 0)
-    tl.store(ds + at, (scale[:, None] * (dy - y * (tl.sum(dy * y, 1) / D)[:, None])).to(tl.bfloat16), ok)
+    scale = tl.load(r + rows, rows < M, 1)
+    d = scale[:, None] * (dy - y * (tl.sum(dy * y, 1) / D)[:, None])
+    tl.store(ds + at, d.to(tl.bfloat16), ok)
+    if NORM:
+        s = tl.load(inner + rows, rows < M, 0)
+        added = y / scale[:, None] - tl.load(x + at, ok, 0).to(tl.float32)
+        tl.store(dy_out + at, (s[:, None] * d).to(tl.bfloat16), ok)
+        tl.store(e + rows, s * s * tl.sum(d * added, 1) / width, rows < M)
 
 def add_norm(
     x:Tensor, # bfloat16 (M, D)
     y:Tensor, # bfloat16 (M, D)
-    eps:float, # added to the mean square
+    eps:float, # added to the mean squares
     save:bool=False, # return the scales as well
-)->tuple[Tensor, Tensor|None]: # bfloat16 (M, D), float32 (M,)
+    squares:Tensor|None=None, # float32 (tiles, M) from `gate`: y is first multiplied by the scale s of what it was projected from ...
+    width:int=1, # ... which had so many features
+)->tuple[Tensor, Tensor|None, Tensor|None]: # bfloat16 (M, D), float32 (M,) and (M,): the scales of the sum, and s
     "rms(x + y) over the last axis."
-    M, D = x.shape
-    out, r = torch.empty_like(x), torch.empty(M, device=x.device) if save else None
-    _norm[(triton.cdiv(M, 4),)](x, y, out, r if save else x, M, D, eps, triton.next_power_of_2(D), 4, save, num_warps=4)
-    return out, r
+    (M, D), tiles = x.shape, 0 if squares is None else len(squares)
+    out, r, s = torch.empty_like(x), *(torch.empty(M, device=x.device) if wanted else None for wanted in (save, save and tiles))
+    some = lambda t: x if t is None else t
+    _norm[(triton.cdiv(M, 4),)](x, y, out, some(r), some(squares), some(s), M, D, eps, width, tiles, max(1, triton.next_power_of_2(tiles)), triton.next_power_of_2(D), 4, save, num_warps=4)
+    return out, r, s
 
 def norm_backward(
     dout:Tensor, # bfloat16 (M, D)
     out:Tensor, # bfloat16 (M, D) result of `add_norm`
     r:Tensor, # float32 (M,) its scales
-)->Tensor: # bfloat16 (M, D)
-    "Gradient of both terms of the sum."
-    (M, D), ds = out.shape, torch.empty_like(out)
-    _norm_back[(triton.cdiv(M, 4),)](dout, out, r, ds, M, D, triton.next_power_of_2(D), 4, num_warps=4)
-    return ds
+    x:Tensor|None=None, # bfloat16 (M, D) and ...
+    s:Tensor|None=None, # ... float32 (M,), as there, where y was scaled ...
+    width:int=1, # ... and as there
+)->tuple[Tensor, Tensor, Tensor|None]: # bfloat16 (M, D) gradients of x and of y as it came, float32 (M,): e
+    "Gradients of both terms of the sum."
+    (M, D), ds, norm = out.shape, torch.empty_like(out), s is not None
+    dy, e = (torch.empty_like(out), torch.empty_like(s)) if norm else (ds, None)
+    _norm_back[(triton.cdiv(M, 4),)](dout, out, r, ds, x if norm else out, s if norm else r, dy, e if norm else r, M, D, width, triton.next_power_of_2(D), 4, norm, num_warps=4)
+    return ds, dy, e
 
 # %% ../../nbs/02_models/051_kernels.ipynb #c012
 @_jit
@@ -163,7 +199,7 @@ def _tile(b, d, p, D, P:constexpr):
     return (b * P + p)[:, None].to(tl.int64) * D + d[None], (p < P)[:, None] & (d < D)[None]
 
 @_jit
-def _mix(z, a, c, out, t_out, r_out, wg, wu, wd, D, eps, P:constexpr, PP:constexpr, I:constexpr, BD:constexpr, BI:constexpr, ADD:constexpr, SAVE:constexpr, STAGES:constexpr):
+def _mix(z, a, c, out, t_out, r_out, s_out, wg, wu, wd, D, eps, P:constexpr, PP:constexpr, I:constexpr, BD:constexpr, BI:constexpr, ADD:constexpr, SAVE:constexpr, NORM:constexpr, STAGES:constexpr):
     blocks = D // BD
     b, d, p = tl.program_id(0) // blocks, tl.program_id(0) % blocks * BD + tl.arange(0, BD), tl.arange(0, PP)
     at, ok = _tile(b, d, p, D, P)
@@ -174,10 +210,17 @@ def _mix(z, a, c, out, t_out, r_out, wg, wu, wd, D, eps, P:constexpr, PP:constex
         t = (t.to(tl.float32) + more).to(tl.bfloat16)
     tt = tl.trans(t)
     acc = tl.zeros((BD, PP), tl.float32)
+    squares = tl.zeros((BD,), tl.float32)
     for j in tl.range(0, I, BI, num_stages=STAGES):
         gate = tl.dot(tt, tl.trans(wg.load([j, 0])))
         up = tl.dot(tt, tl.trans(wu.load([j, 0])))
-        acc = tl.dot((_silu(gate) * up).to(tl.bfloat16), wd.load([j, 0]), acc)
+        h = _silu(gate) * up
+        if NORM: squares += tl.sum(h * h, 1)
+        acc = tl.dot(h.to(tl.bfloat16), wd.load([j, 0]), acc)
+    if NORM:
+        inner = tl.rsqrt(squares / I + eps)
+        acc = acc * inner[:, None]
+        if SAVE: tl.store(s_out + b * D + d, inner)
     s = _rounded(_rounded(tl.trans(acc)) + t.to(tl.float32))
     scale = tl.rsqrt(tl.sum(s * s, 0) / P + eps)
     tl.store(out + at, (s * scale[None]).to(tl.bfloat16), ok)
@@ -191,38 +234,47 @@ def mix(
     z:Tensor, # bfloat16 (B, P, D)
     added:tuple[Tensor, ...], # none, one or two tensors like z, added to it first
     weights:list[Tensor], # three bfloat16 (I, padded P): gate, up, down
-    eps:float, # added to the mean square
+    eps:float, # added to the mean squares
     save:bool=False, # return what the gradient needs
-)->tuple[Tensor, Tensor|None, Tensor|None]: # the block's half, the sum t, and the scales (B, D)
+    norm:bool=False, # norm the gated product
+)->tuple[Tensor, Tensor|None, Tensor|None, Tensor|None]: # the block's half, the sum t, the scales (B, D), and those of the product (B, D)
     "rms(t + SwiGLU(t)) over positions, t = z + what is added."
     (B, P, D), (I, PP), out = z.shape, weights[0].shape, torch.empty_like(z)
-    t, r = (torch.empty_like(z), torch.empty(B, D, device=z.device)) if save else (None, None)
+    t, r, s = (torch.empty_like(z), torch.empty(B, D, device=z.device), torch.empty(B, D, device=z.device) if norm else None) if save else (None, None, None)
     a, c = (*added, z, z)[:2]
-    _mix[(B * (D // 64),)](z, a, c, out, t if save else z, r if save else z, *_tables(weights, 64), D, eps, P, PP, I, 64, 64, len(added), save, 2, num_warps=4)
-    return out, t, r
+    some = lambda x: z if x is None else x
+    _mix[(B * (D // 64),)](z, a, c, out, some(t), some(r), some(s), *_tables(weights, 64), D, eps, P, PP, I, 64, 64, len(added), save, norm, 2, num_warps=4)
+    return out, t, r, s
 
 # %% ../../nbs/02_models/051_kernels.ipynb #c016
 @_jit
-def _mix_back(dout, out, r, t, ds_out, dt_out, wg, wu, wd, D, P:constexpr, PP:constexpr, I:constexpr, BD:constexpr, BI:constexpr, STAGES:constexpr):
+def _mix_back(dout, out, r, t, inner, dy_out, e_out, dt_out, wg, wu, wd, D, P:constexpr, PP:constexpr, I:constexpr, BD:constexpr, BI:constexpr, NORM:constexpr, STAGES:constexpr):
     blocks = D // BD
     b, d, p = tl.program_id(0) // blocks, tl.program_id(0) % blocks * BD + tl.arange(0, BD), tl.arange(0, PP)
     at, ok = _tile(b, d, p, D, P)
     dy, y = tl.load(dout + at, ok, 0).to(tl.float32), tl.load(out + at, ok, 0).to(tl.float32)
-    ds = (tl.load(r + b * D + d)[None] * (dy - y * (tl.sum(dy * y, 0) / P)[None])).to(tl.bfloat16)
-    tl.store(ds_out + at, ds, ok)
-    dst, tt = tl.trans(ds), tl.trans(tl.load(t + at, ok, 0))
+    scale, x = tl.load(r + b * D + d), tl.load(t + at, ok, 0)
+    ds = (scale[None] * (dy - y * (tl.sum(dy * y, 0) / P)[None])).to(tl.bfloat16)
+    dmix, e = ds, tl.zeros((BD,), tl.float32)
+    if NORM:
+        s = tl.load(inner + b * D + d)
+        e = s * s * tl.sum(ds.to(tl.float32) * (y / scale[None] - x.to(tl.float32)), 0) / I
+        dmix = (s[None] * ds.to(tl.float32)).to(tl.bfloat16)
+        tl.store(e_out + b * D + d, e)
+    tl.store(dy_out + at, dmix, ok)
+    dst, tt = tl.trans(dmix), tl.trans(x)
     acc = tl.zeros((BD, PP), tl.float32)
     for j in tl.range(0, I, BI, num_stages=STAGES):
         bg, bu = wg.load([j, 0]), wu.load([j, 0])
         gate = tl.dot(tt, tl.trans(bg))
         up = tl.dot(tt, tl.trans(bu))
-        _, dg, du = _gate_slope(gate, up, tl.dot(dst, tl.trans(wd.load([j, 0]))))
+        _, dg, du = _gate_slope(gate, up, tl.dot(dst, tl.trans(wd.load([j, 0]))), e[:, None], NORM)
         acc = tl.dot(dg.to(tl.bfloat16), bg, acc)
         acc = tl.dot(du.to(tl.bfloat16), bu, acc)
     tl.store(dt_out + at, (tl.trans(acc) + ds.to(tl.float32)).to(tl.bfloat16), ok)
 
 @_jit
-def _mix_back_weights(ds, t, part, wg, wu, wd, tiles, D, chunk, PP:constexpr, I:constexpr, BD:constexpr, BI:constexpr, STAGES:constexpr):
+def _mix_back_weights(dy, t, part, e, wg, wu, wd, tiles, D, chunk, PP:constexpr, I:constexpr, BD:constexpr, BI:constexpr, NORM:constexpr, STAGES:constexpr):
     p = tl.arange(0, PP)
     w = (tl.program_id(0) * BI + tl.arange(0, BI))[:, None] * PP + p[None]
     bg, bu, bd = tl.load(wg + w), tl.load(wu + w), tl.load(wd + w)
@@ -232,10 +284,11 @@ def _mix_back_weights(ds, t, part, wg, wu, wd, tiles, D, chunk, PP:constexpr, I:
     blocks, first = D // BD, tl.program_id(1) * chunk
     for tile in tl.range(first, tl.minimum(first + chunk, tiles), num_stages=STAGES):
         x = t.load([tile // blocks, 0, tile % blocks * BD]).reshape(PP, BD)
-        y = ds.load([tile // blocks, 0, tile % blocks * BD]).reshape(PP, BD)
+        y = dy.load([tile // blocks, 0, tile % blocks * BD]).reshape(PP, BD)
+        row = tl.load(e + tile * BD + tl.arange(0, BD)) if NORM else tl.zeros((BD,), tl.float32)
         gate = tl.dot(bg, x)
         up = tl.dot(bu, x)
-        h, dg, du = _gate_slope(gate, up, tl.dot(bd, y))
+        h, dg, du = _gate_slope(gate, up, tl.dot(bd, y), row[None], NORM)
         sd = tl.dot(h.to(tl.bfloat16), tl.trans(y), sd)
         sg = tl.dot(dg.to(tl.bfloat16), tl.trans(x), sg)
         su = tl.dot(du.to(tl.bfloat16), tl.trans(x), su)
@@ -249,16 +302,18 @@ def mix_backward(
     out:Tensor, # bfloat16 (B, P, D) result of `mix`
     t:Tensor, # bfloat16 (B, P, D) its sum
     r:Tensor, # float32 (B, D) its scales
+    s:Tensor|None, # float32 (B, D) the scales of the product, where that is normed
     weights:list[Tensor], # as there
 )->tuple[Tensor, Tensor]: # bfloat16 (B, P, D) gradient of t, float32 (3, I, padded P) gradients of the weights
     "Gradients of `mix`."
-    (B, P, D), (I, PP), ds, dt = out.shape, weights[0].shape, torch.empty_like(out), torch.empty_like(out)
-    _mix_back[(B * (D // 64),)](dout, out, r, t, ds, dt, *_tables(weights, 32), D, P, PP, I, 64, 32, 3, num_warps=4)
+    (B, P, D), (I, PP), dy, dt, norm = out.shape, weights[0].shape, torch.empty_like(out), torch.empty_like(out), s is not None
+    s, e = (s, torch.empty_like(s)) if norm else (r, r)
+    _mix_back[(B * (D // 64),)](dout, out, r, t, s, dy, e, dt, *_tables(weights, 32), D, P, PP, I, 64, 32, norm, 3, num_warps=4)
     tiles, processors = B * (D // 32), torch.cuda.get_device_properties(out.device).multi_processor_count
     chunk = triton.cdiv(tiles, max(1, 2 * processors // (I // 64)))
     part = torch.empty(triton.cdiv(tiles, chunk), 3, I, PP, device=out.device)
-    rows = [TensorDescriptor.from_tensor(x, [1, PP, 32]) for x in (ds, t)]
-    _mix_back_weights[(I // 64, len(part))](*rows, part, *weights, tiles, D, chunk, PP, I, 32, 64, 4, num_warps=4)
+    rows = [TensorDescriptor.from_tensor(x, [1, PP, 32]) for x in (dy, t)]
+    _mix_back_weights[(I // 64, len(part))](*rows, part, e, *weights, tiles, D, chunk, PP, I, 32, 64, norm, 4, num_warps=4)
     return dt, part.sum(0)
 
 # %% ../../nbs/02_models/051_kernels.ipynb #c018

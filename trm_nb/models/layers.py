@@ -108,15 +108,18 @@ class SwiGLU(nn.Module):
     def __init__(self,
         d:int, # width in and out
         expansion:float=4.0, # nominal factor of the inner width
+        norm_eps:float|None=None, # norm the gated product before it is projected down, with this added to its mean square (arXiv 2601.19085)
     ):
         super().__init__()
         inner = inner_width(d, expansion)
+        self.norm_eps = norm_eps
         self.gate_up_proj, self.down_proj = Linear(d, 2 * inner), Linear(inner, d)
 
     def forward(self, x:Tensor)->Tensor:
         "(..., d) -> (..., d)"
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
+        h = F.silu(gate) * up
+        return self.down_proj(h if self.norm_eps is None else rms_norm(h, self.norm_eps))
 
 # %% ../../nbs/02_models/01_layers.ipynb #c026
 class AttentionBlock(nn.Module):
@@ -126,11 +129,12 @@ class AttentionBlock(nn.Module):
         heads:int, # attention heads
         kv_heads:int|None=None, # key and value heads
         expansion:float=4.0, # of SwiGLU
-        eps:float=1e-5, # of the norm
+        eps:float=1e-5, # of the norms
+        gate_norm:bool=False, # norm within SwiGLU
     ):
         super().__init__()
         self.eps = eps
-        self.self_attn, self.mlp = Attention(d, heads, kv_heads), SwiGLU(d, expansion)
+        self.self_attn, self.mlp = Attention(d, heads, kv_heads), SwiGLU(d, expansion, eps if gate_norm else None)
 
     def forward(self, x:Tensor, rope:Tensor|None=None)->Tensor:
         "(B, S, d) -> (B, S, d)"
@@ -143,11 +147,12 @@ class MixerBlock(nn.Module):
         d:int, # width
         positions:int, # length of the sequence, prefix included
         expansion:float=4.0, # of both SwiGLUs
-        eps:float=1e-5, # of the norm
+        eps:float=1e-5, # of the norms
+        gate_norm:bool=False, # norm within both SwiGLUs
     ):
         super().__init__()
-        self.eps = eps
-        self.mlp_t, self.mlp = SwiGLU(positions, expansion), SwiGLU(d, expansion)
+        self.eps, inner_eps = eps, eps if gate_norm else None
+        self.mlp_t, self.mlp = SwiGLU(positions, expansion, inner_eps), SwiGLU(d, expansion, inner_eps)
 
     def forward(self, x:Tensor, rope:None=None)->Tensor:
         "(B, S, d) -> (B, S, d)"
