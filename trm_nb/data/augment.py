@@ -43,6 +43,15 @@ class Symmetry:
         cells, tokens = self.moves(u)
         return _rename(answers, None if tokens is None else tokens.argsort(1)).gather(1, cells.argsort(1))
 
+    def undo_scores(self,
+        scores:Tensor, # (B, L, V): a number for each token of each cell of transformed puzzles
+        u:Tensor, # the numbers that transformed them
+    )->Tensor:
+        "Bring scores of tokens back to the original puzzles."
+        cells, tokens = self.moves(u)
+        scores = scores.gather(1, cells.argsort(1)[:, :, None].expand_as(scores))
+        return scores if tokens is None else scores.gather(2, tokens[:, None].expand_as(scores))
+
     def keys(self,
         inputs:np.ndarray, # (N, L) tokens
     )->np.ndarray: # uint64 (N,)

@@ -101,11 +101,12 @@ def eval_command(
     device:Annotated[str, typer.Option(help='auto, cpu, mps, cuda or cuda:N.')]='auto',
     dtype:Annotated[str, typer.Option(help='float32, bfloat16, or auto: bfloat16 where it is fast.')]='auto',
     compile:Annotated[bool, typer.Option('--compile/--no-compile', help='Compile the recursion, where fused kernels do not run.', show_default='on CUDA')]=None,
-    rollouts:Annotated[int, typer.Option(min=1, help='Runs of each puzzle, all but the first with noise; shows what they and more steps buy.')]=1,
+    rollouts:Annotated[int, typer.Option(min=1, help='Runs of each puzzle, all but the first with noise or in other forms; shows what they and more steps buy.')]=1,
+    symmetries:Annotated[bool, typer.Option('--symmetries', help='Show each rollout but the first another form of the puzzle, in place of noise.')]=False,
     choice:Annotated[str, typer.Option(help="Whose answer to give, of several rollouts: that with the highest q_halt ('q'), or the most frequent ('majority').")]='q',
-    start_noise:Annotated[float, typer.Option(min=0, help='Noise of the latents a rollout begins from, as a share of their size.')]=.3,
+    start_noise:Annotated[float, typer.Option(min=0, help='Noise of the latents a rollout begins from, as a share of their size.', show_default='0.3, with --symmetries 0')]=None,
     step_noise:Annotated[float, typer.Option(min=0, help='Noise after each ACT step of a rollout, likewise.')]=0.,
-    seed:Annotated[int, typer.Option(help='Of the noise.')]=0,
+    seed:Annotated[int, typer.Option(help='Of the noise and the forms.')]=0,
     early_exit:Annotated[bool, typer.Option('--early-exit', help='Stop each puzzle where the model would; its answer stays as it was then.')]=False,
     as_json:Annotated[bool, typer.Option('--json', help='Print one JSON object.')]=False,
 ):
@@ -117,7 +118,7 @@ def eval_command(
 
         trm eval runs/first/checkpoints/step_20000 --data test.csv --steps 64 --json
 
-        trm eval sudoku-9x9 --data test.csv --steps 32 --rollouts 8 --choice majority
+        trm eval sudoku-9x9 --data test.csv --steps 32 --rollouts 8 --symmetries
 
         trm eval runs/arc --data data/arc-agi-1 --evaluator arc --option arc.pass_ks=[1,2] --save-predictions answers/arc
     """
@@ -127,7 +128,7 @@ def eval_command(
     dataset = read_split(data, split, found.puzzle, trained_places(found.act, found.metadata))
     settings = check_settings(EvaluateSettings, dict(steps=steps, early_exit=early_exit, batch_size=batch_size, max_puzzles=max_puzzles, evaluators=evaluator or fitting(dataset),
         options=read_options(option), save_outputs=save_outputs.split(',') if save_predictions else []))
-    compute = check_settings(ComputeSettings, dict(rollouts=rollouts, choice=choice, start_noise=start_noise, step_noise=step_noise, seed=seed))
+    compute = check_settings(ComputeSettings, dict(rollouts=rollouts, choice=choice, symmetries=symmetries, start_noise=start_noise, step_noise=step_noise, seed=seed))
     if rollouts > 1 and (save_predictions or evaluator): raise UserError('--rollouts says how many answers are right; leave out --evaluator and --save-predictions')
     origin = dict(checkpoint=found.source, data=data)
     with memory_advice(settings, '--batch-size '), accelerated(found.act, compile):

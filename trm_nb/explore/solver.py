@@ -23,7 +23,7 @@ from .draw import Look, draw_grid, grid_text, look_of
 from .record import Frame, one_batch, record, recording
 from .trace import Trace
 from ..models.act import ACT
-from ..evaluate.compute import ComputeSettings, Noise, chosen_rows
+from ..evaluate.compute import ComputeSettings, Forms, Noise, chosen_rows
 from ..models.halting import Solved, accelerated, solve_until
 from ..models.pretrained import load_pretrained
 
@@ -140,8 +140,9 @@ class Solver:
     def _found(self, tokens, steps, stop, identifier, width, compute, watch=None):
         "Arrays of what `solve_until` finds for puzzles (n, L), of several rollouts the chosen one, and how many rules each answer breaks, where they are known."
         batch, k = one_batch(np.repeat(tokens, compute.rollouts, 0), self.device, identifier), compute.rollouts
-        noise = Noise(compute) if k > 1 else None
-        with accelerated(self.act, self.compile): found = solve_until(self.act, batch['inputs'], batch['puzzle_identifiers'], width, steps, stop, watch, noise)
+        noise, forms = Noise(compute) if k > 1 else None, Forms(compute, self.puzzle.symmetry, torch.arange(len(batch['inputs']), device=self.device))
+        with accelerated(self.act, self.compile): found = solve_until(self.act, forms.turn(batch['inputs']), batch['puzzle_identifiers'], width, steps, stop, watch, noise)
+        found = found._replace(tokens=forms.back(found.tokens), confidence=forms.cells_back(found.confidence))
         found = [x.cpu().numpy() for x in found]
         if k > 1: found = chosen_rows(Solved(*found), compute)
         return [*found, self.puzzle.conflicts(tokens, found[0])]
@@ -268,7 +269,8 @@ def solve_command(
     checkpoint:Annotated[str, typer.Argument(help='Run folder, checkpoint, shipped name or Hub id.')],
     puzzle:Annotated[str, typer.Argument(help='The puzzle as text (. or 0 for an empty cell of a Sudoku), or a file that holds it.')],
     steps:Annotated[int, typer.Option(min=1, help='ACT steps.', show_default='until the model stops')]=None,
-    rollouts:Annotated[int, typer.Option(min=1, help='Runs of the puzzle, all but the first with noise; one answer is chosen.')]=1,
+    rollouts:Annotated[int, typer.Option(min=1, help='Runs of the puzzle, all but the first with noise or in other forms; one answer is chosen.')]=1,
+    symmetries:Annotated[bool, typer.Option('--symmetries', help='Show each rollout but the first another form of the puzzle, in place of noise.')]=False,
     choice:Annotated[str, typer.Option(help="Which one: that with the highest q_halt ('q'), or the most frequent ('majority').")]='q',
     trace:Annotated[Path, typer.Option(metavar='FILE.html', help='Also write the answer after each step, with pictures.')]=None,
     device:Annotated[str, typer.Option(help='auto, cpu, mps, cuda or cuda:N.')]='auto',
@@ -282,9 +284,11 @@ def solve_command(
         trm solve runs/demo 1...........5.....3.6....4.......2.6
 
         trm solve runs/demo puzzle.txt --steps 32 --trace steps.html
+
+        trm solve sudoku-9x9 puzzle.txt --rollouts 16 --symmetries
     """
     solver, puzzle = Solver.from_pretrained(checkpoint, device, dtype=dtype), _read(puzzle)
-    compute = check_settings(ComputeSettings, dict(rollouts=rollouts, choice=choice))
+    compute = check_settings(ComputeSettings, dict(rollouts=rollouts, choice=choice, symmetries=symmetries))
     if trace and rollouts > 1: raise UserError('--trace shows one run; leave out --rollouts')
     answer = _solve_and_write(solver, puzzle, steps, trace) if trace else solver.solve(puzzle, steps, compute=compute)
     print(_as_json(answer) if as_json else terminal(answer, bold=sys.stdout.isatty()))
