@@ -78,8 +78,9 @@ def token_losses(
 def _weighted(losses, steps, weights):
     "Sum over the batch, each row with the weight of the ACT step that it has taken."
     if not weights: return losses.sum()
-    table = torch.tensor(weights, dtype=losses.dtype).to(losses.device, non_blocking=True)
-    return (losses * table[(steps - 1).clamp(max=len(weights) - 1).long()]).sum()
+    weight = torch.full_like(losses, weights[-1])
+    for step, w in enumerate(weights[:-1], 1): weight = torch.where(steps == step, w, weight)   # nothing is sent to the device, which a CUDA graph would not bear
+    return (losses * weight).sum()
 
 def act_loss(
     out:Outputs, # of the step
