@@ -5,7 +5,7 @@ takes puzzles one by one with one that batches them. `--requests` sends so many 
 
 examples:
   PYTHONPATH=. python3 experiments/benchmarks/serve_load.py --checkpoint runs/demo --clients 64 --seconds 60
-  ... --checkpoint sudoku-9x9 --max-batch 1,256 --clients 512 --processes 8 --seconds 30 --json serve.json
+  ... --checkpoint sudoku-extreme --max-batch 1,256 --clients 512 --processes 8 --seconds 30 --json serve.json
   ... --checkpoint runs/demo --seconds 10 --requests 20000
 """
 import asyncio, json, multiprocessing, os, signal, subprocess, sys, threading, time

@@ -118,7 +118,7 @@ def eval_command(
 
         trm eval runs/first/checkpoints/step_20000 --data test.csv --steps 64 --json
 
-        trm eval sudoku-9x9 --data test.csv --steps 32 --rollouts 8 --symmetries
+        trm eval sudoku-extreme --data test.csv --steps 32 --rollouts 8 --symmetries
 
         trm eval runs/arc --data data/arc-agi-1 --evaluator arc --option arc.pass_ks=[1,2] --save-predictions answers/arc
     """

@@ -285,7 +285,7 @@ def solve_command(
 
         trm solve runs/demo puzzle.txt --steps 32 --trace steps.html
 
-        trm solve sudoku-9x9 puzzle.txt --rollouts 16 --symmetries
+        trm solve sudoku-extreme puzzle.txt --rollouts 16 --symmetries
     """
     solver, puzzle = Solver.from_pretrained(checkpoint, device, dtype=dtype), _read(puzzle)
     compute = check_settings(ComputeSettings, dict(rollouts=rollouts, choice=choice, symmetries=symmetries))

@@ -43,7 +43,7 @@ def save_pretrained(
     return folder
 
 # %% ../../nbs/02_models/12_pretrained.ipynb #c007
-SHIPPED = 'sudoku-9x9' # what is used where no checkpoint is named
+SHIPPED = 'sudoku-extreme' # what is used where no checkpoint is named
 
 def shipped()->dict[str, Path]:
     "Models that come with the library: name -> folder."
