@@ -12,14 +12,18 @@ help: ## list the targets
 
 DEMO := runs/demo
 
-demo: $(READY) ## generate puzzles, train, evaluate, solve one: runs/demo/report.html
+demo: $(READY) ## generate puzzles, train, evaluate, solve one: runs/demo/report.html; the shipped model on the hardest Sudokus
 	@echo "== 3,600 puzzles, 600 of them held out"
 	@$(RUN) trm data sudoku --source generate --size 6 --train 3000 --test 600 --out data/demo
 	@mkdir -p $(DEMO)
 	@echo "== training on this machine, some minutes (what the processes say: $(DEMO)/stderr.log)"
 	@$(RUN) papermill experiments/train.ipynb $(DEMO)/train.ipynb -p preset demo -p overwrite True
 	@$(RUN) jupyter nbconvert $(DEMO)/train.ipynb --to html --no-input --output report.html --log-level ERROR
-	@echo "== done: open $(DEMO)/report.html"
+	@echo "== the model that ships, on Sudokus that were called the hardest"
+	@$(RUN) trm solve sudoku-extreme experiments/hardest.txt || true
+	@$(RUN) trm solve sudoku-extreme "$$(sed -n 4p experiments/hardest.txt | cut -d' ' -f1)" --trace $(DEMO)/hardest.html > /dev/null
+	@echo "== done: open $(DEMO)/report.html, and $(DEMO)/hardest.html, where the answer to one of them can be played update by update"
+	@echo "   next: make lab (lessons), trm serve sudoku-extreme (a web page), trm train demo name=mine learn.lr=1e-3"
 
 test: $(READY) ## notebooks and library in step, nbdev_test, pytest with coverage
 	@echo "== notebooks, library and README in step"
