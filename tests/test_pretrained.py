@@ -140,7 +140,8 @@ def test_wrong_cycles_are_refused(step_file, run):
 
 
 @pytest.mark.parametrize('settings, message', [
-    (dict(name='trm', num_heads=4, num_key_value_heads=2), 'num_key_value_heads'), (dict(name='hrm', mlp_t=True), "no mlp_t for 'hrm'")])
+    (dict(name='trm', num_heads=4, num_key_value_heads=2), 'num_key_value_heads'), (dict(name='hrm', mlp_t=True), "no mlp_t for 'hrm'"),
+    (dict(name='trm', gate_norm=True), 'no gate_norm'), (dict(name='trm', latent_start='random'), 'no random latent_start')])
 def test_no_official_counterpart(tmp_path, settings, message):
     act = build_model(dict(hidden_size=32, num_heads=4, puzzle_emb_ndim=32) | settings, PuzzleShape(6, 16))
     with pytest.raises(UserError, match=message): export_official(act, tmp_path/'out', 1)
