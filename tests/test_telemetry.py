@@ -293,6 +293,12 @@ def test_tensorboard(run):
     assert 'hidden_size' in text['config/text_summary'] and 'best/step' in text['summary/text_summary'] and 'L_level' in text['model/weights/text_summary']
     assert any(t.startswith('model/told-step_20-') and 'latest' in v for t, v in text.items())
 
+def test_make_installs_every_sink(root):
+    "Otherwise its test would always skip."
+    installed = {e for extras in re.findall(r"'\.\[(.*?)\]'", (root/'Makefile').read_text()) for e in extras.split(',')}
+    pinned = {line.split('==')[0] for line in (root/'constraints.txt').read_text().splitlines()}
+    assert {'wandb', 'tensorboard', 'trackio'} <= installed & pinned
+
 @pytest.mark.slow
 @needs('trackio')
 def test_trackio(configure):
