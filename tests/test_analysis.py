@@ -7,13 +7,17 @@ from trm_nb.cli import call
 from trm_nb.config import load_config
 from trm_nb.data.basics import write_json
 from trm_nb.data.sudoku import write_generated
-from trm_nb.lab.compare import compare, look, weigh
+from trm_nb.lab.compare import compare, look, measured, weigh
 from trm_nb.lab.plots import draw_axes, draw_frontier, draw_gap, draw_halting_steps, draw_learning, draw_members
-from trm_nb.lab.report import answers, logs, looks, missing, paper_rows, save_tables
-from trm_nb.lab.results import at_equal_depth, by_experiment, critical_batch, pareto, read_run, read_runs, smallest, spread
-from trm_nb.models.zoo import step_cost
+from trm_nb.lab.report import answers, level, logs, looks, missing, paper_rows, save_tables
+from trm_nb.lab.catalogue import configure, load_catalogue
+from trm_nb.lab.results import against_hypotheses, at_equal_depth, by_experiment, critical_batch, pareto, read_run, read_runs, smallest, spread
+from trm_nb.models.act import PuzzleShape
+from trm_nb.models.zoo import build_model, step_cost
 from trm_nb.explore.solver import Solver
-from trm_nb.run import prepare, work
+from trm_nb.learn.callbacks import Callback
+from trm_nb.learn.checkpoint import saved_steps
+from trm_nb.run import compose, prepare, work
 
 
 def begin(root, name, family, seed=0, *pairs, data='data', **varied):
@@ -77,10 +81,71 @@ def test_tables_hold_what_a_paper_needs(lab, tmp_path):
     files = {f.name: f.read_text() for f in save_tables(tmp_path/'own', runs, groups)}
     assert len(pd.read_csv(tmp_path/'own'/'runs.csv')) == 3 and len(pd.read_csv(tmp_path/'own'/'experiments.csv')) == 2
     head, rows = paper_rows(groups, runs)
-    assert dict(zip(head, rows[1]))['seeds'] == '0, 1' and dict(zip(head, rows[1]))['puzzles'] == '12' and dict(zip(head, rows[1]))['steps'] == '6'
+    told = dict(zip(head, rows[1]))
+    assert (told['seeds'], told['puzzles'], told['measured at step'], told['steps']) == ('0, 1', '12', '6', '6')
     for text in (files['table.md'], files['table.tex']): assert 'Hardware' in text and 'Commit' in text and '95' in text and 'smoke' in text
     assert r'own\_b' in files['table.tex'] and files['table.tex'].count(r'\\') == 3 and 'own_b' in files['table.md']
     assert '0.87' not in files['table.md'] + files['table.tex'] and '87.0' not in files['table.md']  # a hypothesis is no result
+
+
+@pytest.fixture(scope='module')
+def broken_off(lab, tmp_path_factory):
+    "The lab's runs, of which own_a was stopped at step 5 of 6, two steps after its last evaluation."
+    root = tmp_path_factory.mktemp('broken')/'runs'
+    shutil.copytree(lab/'runs', root, symlinks=True)
+    folder = root/'own_a'
+    shutil.rmtree(folder)
+    config = load_config(lab/'runs'/'own_a', f'runs={root}', 'learn.log_every=1', 'learn.eval_every=3')
+    prepare(config)
+    trainer = compose(config)
+    trainer.callbacks.append(StopAt(5))
+    trainer.fit()
+    write_json(folder/'status.json', dict(status='stopped', message=''))
+    shutil.copy(lab/'runs'/'own_a'/'experiment.json', folder)
+    return root
+
+
+class StopAt(Callback):
+    "Lets a training save and leave after a step."
+    order = 1
+    def __init__(self, step): self.step = step
+    def after_step(self, trainer): trainer.stop = trainer.stop or trainer.step_number == self.step
+
+
+def test_an_unfinished_run_is_told_as_one(broken_off, tmp_path):
+    runs = read_runs(broken_off, ['own_a', 'own_b'])
+    groups = by_experiment(runs)
+    head, rows = paper_rows(groups, runs)
+    told = {r[0]: dict(zip(head, r)) for r in rows}
+    assert (told['own_a']['measured at step'], told['own_a']['steps']) == ('3', '5 of 6 (stopped)')
+    assert (told['own_b']['measured at step'], told['own_b']['steps']) == ('6', '6')
+    assert '5 of 6 (stopped)' in save_tables(tmp_path/'t', runs, groups)[2].read_text()
+    said = answers(groups)
+    assert 'Not finished, so not ranked: own_a' in said[0] and 'at step 3 of 6' in said[0] and not any('own_a' in s for s in said[1:])
+    row = read_run(broken_off/'own_a')
+    assert row['train_pflop'] == pytest.approx(3 / 6 * read_run(broken_off/'own_b_s1')['train_pflop'] * step_cost(Solver.from_pretrained(broken_off/'own_a').act).training / step_cost(Solver.from_pretrained(broken_off/'own_b_s1').act).training)
+    assert row['examples'] == 24 and row['evaluated_at'] == 3
+
+
+def test_weights_are_those_of_the_figure(broken_off):
+    folder = broken_off/'own_a'
+    assert {3, 5} <= set(saved_steps(folder/'checkpoints')) and (folder/'checkpoints'/'last').resolve().name == 'step_5'
+    weights = lambda step: (folder/'checkpoints'/step/'model.safetensors').read_bytes()
+    assert measured(folder) == 'step_3' and weights('step_3') != weights('step_5')
+    row = read_run(folder)
+    assert look(folder).evaluation.accuracy[:, -1].mean() == pytest.approx(row['cells'], abs=1e-6)
+    shutil.rmtree(folder/'checkpoints'/'step_3')
+    runs = read_runs(broken_off, ['own_a', 'own_b'])
+    seen, unseen = looks(runs, 6)
+    assert list(seen) == ['own_b'] and 'own_a was last evaluated at step 3, and that checkpoint is gone (there are 5)' in unseen[0]
+
+
+def test_side_by_side_at_equal_steps(broken_off):
+    frame = read_runs(broken_off, ['own_a', 'own_b'])
+    (first, at_step), (second, in_time) = level(broken_off, ['own_a', 'own_b'], frame).items()
+    assert 'step 3' in first and set(at_step.evaluated_at) == {3} and 'of training' in second
+    there = in_time[in_time.accuracy.notna()]
+    assert len(there) and (there.train_seconds <= frame.train_seconds.min()).all()
 
 
 def test_every_picture_takes_what_runs_give(lab):
@@ -158,6 +223,29 @@ def test_report_end_to_end(lab, tmp_path, capsys):
     assert 'own_c failed at step 0 of 6: out of memory' in page and 'These are not results' in page and 'Deep is good.' in page and page.count('data:image/png') >= 6
     assert {f.stem for f in (folder/'figures').glob('*.pdf')} >= {'members', 'axes', 'frontier', 'learning', 'gap', 'halting', 'hypotheses'}
     assert 'own_b' in capsys.readouterr().out
+
+
+def test_hypotheses_are_measured_as_the_study_means_them(lab):
+    runs = read_runs(lab/'runs', ['own_a', 'own_b'])
+    groups = by_experiment(runs).assign(budget='full', ms_per_step=[30., 15.], train_seconds=7200., peak_gib=[4., 2.], **{'dataset.train': 24.})
+    runs = runs.assign(budget='full')
+    of_a = dict(accuracy=0.0, epochs=100, speed=1.0, hours=40, memory=None)
+    groups['expects'] = [of_a, of_a | dict(accuracy=1.01, speed=1.8)]
+    found = {(r.experiment, r.quantity): (r.measured, r.note) for r in against_hypotheses(groups, runs).itertuples()}
+    assert found['own_a', 'epochs to 0%'] == (3 * 8 / 24, 'reached by 1 of 1 runs')  # the first evaluation, not the length of the run
+    assert math.isnan(found['own_b', 'epochs to 101%'][0]) and found['own_b', 'epochs to 101%'][1] == 'reached by 0 of 2 runs'
+    assert (found['own_a', 'speed'][0], found['own_b', 'speed'][0], found['own_b', 'hours'][0]) == (1, 2, 2)
+    assert found['own_b', 'memory'] == (2, 'the study has no figure')
+
+
+def test_every_family_has_a_panel_for_what_it_varies():
+    rows = lambda **columns: pd.DataFrame(dict(experiment=['a', 'b'], family='f', label='', accuracy=[.5, .6], low=[.4, .5], high=[.6, .7], accuracies=[[.5], [.6]], seeds=1) | {k.replace('__', '.'): v for k, v in columns.items()})
+    for column, name in (('dataset__num_aug', 'copies of each puzzle'), ('solve_gflop', 'FLOP to solve a puzzle, all ACT steps'), ('dataset__train', 'training puzzles')):
+        ax, = draw_axes(rows(**{column: [10, 100]})).axes
+        assert ax.get_xlabel() == name
+    experiments = load_catalogue()
+    costs = [step_cost(build_model(configure(experiments[f'exp05_{c}'], 'smoke').model, PuzzleShape(6, 16))).forward * experiments[f'exp05_{c}'].settings['model.halt_max_steps'] for c in 'ab']
+    assert costs[1] == 2 * costs[0]  # what exp05 varies is the cost of an answer
 
 
 def test_frontier_by_hand():

@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from ..evaluate.evaluator import Evaluation
 from ..evaluate.figures import COLOURS, CYCLE, Picture, canvas, tidy
 from ..explore.draw import column, smooth
-from .results import pareto
+from .results import called, pareto
 
 # %% ../../nbs/08_lab/07_plots.ipynb #c007
 def colours(
@@ -35,7 +35,7 @@ def _interval(ax, along, across, r, colour, upright=True):
     dots = 100 * np.asarray(r['accuracies'])
     ax.scatter(*((np.full(len(dots), along), dots) if upright else (dots, np.full(len(dots), across))), s=14, facecolor='white', edgecolor=colour, lw=.8, zorder=4)
 
-def _name(r): return f"{r['experiment']}   {r['label']}" if r['label'] else r['experiment']
+def _name(r): return f"{called(r)}   {r['label']}" if r['label'] else called(r)
 
 def _listed(ax, rows, xlabel='test puzzles solved, %'):
     "One line an experiment, named at the left."
@@ -61,7 +61,7 @@ def draw_members(
 
 # %% ../../nbs/08_lab/07_plots.ipynb #c012
 AXES = dict(parameters='parameters', train_pflop='training compute, FLOP', depth='H_cycles x L_cycles', updates='updates in an ACT step', train_seconds='training time', ms_per_step='ms a step',
-            batch_size='batch size', examples='examples seen', solve_gflop='GFLOP to solve a puzzle') | {'dataset.train': 'training puzzles', 'dataset.num_aug': 'copies of each puzzle'}
+            batch_size='batch size', examples='examples seen', solve_gflop='FLOP to solve a puzzle, all ACT steps') | {'dataset.train': 'training puzzles', 'dataset.num_aug': 'copies of each puzzle'}
 
 def _amount(x, _=None):
     "A large number in few characters."
@@ -87,6 +87,8 @@ def _ticks(x, few, log):
     if log: return LogLocator(subs=(1, 2, 5) if few[-1] / few[0] < 40 else (1,))
     return MaxNLocator(5, integer=all(float(v).is_integer() for v in few))
 
+_UNITS = dict(train_pflop=1e15, solve_gflop=1e9) # what their numbers count
+
 def _scale(ax, x, values):
     "Few and plain numbers; logarithmic where they span more than a factor of five."
     few = sorted(set(values))
@@ -95,7 +97,7 @@ def _scale(ax, x, values):
     if log: ax.set_xscale('log')
     ax.set_xlim(*((few[0] / room, few[-1] * room) if log else (few[0] - room, few[-1] + room)))
     ax.xaxis.set_major_locator(_ticks(x, few, log))
-    ax.xaxis.set_major_formatter(FuncFormatter(_time if x.endswith('seconds') else (lambda v, _: _amount(1e15 * v)) if x == 'train_pflop' else _amount))
+    ax.xaxis.set_major_formatter(FuncFormatter(_time if x.endswith('seconds') else (lambda v, _: _amount(_UNITS.get(x, 1) * v))))
     ax.minorticks_off()
 
 def _line(ax, rows, x, colour, label):
@@ -109,7 +111,7 @@ def _names(ax, rows, x):
     for i, r in enumerate(rows.sort_values([x, 'accuracy']).to_dict('records')):
         up = i % 2 == 0
         place = 100 * (max([r['high'], *r['accuracies']]) if up else min([r['low'], *r['accuracies']]))
-        ax.annotate(r['experiment'], (r[x], place), (0, 4 if up else -4), textcoords='offset points', ha='center', va='bottom' if up else 'top', fontsize=7, color=COLOURS['soft'])
+        ax.annotate(called(r), (r[x], place), (0, 4 if up else -4), textcoords='offset points', ha='center', va='bottom' if up else 'top', fontsize=7, color=COLOURS['soft'])
 
 def draw_against(
     groups:pd.DataFrame, # experiments
@@ -138,7 +140,7 @@ def _target(ax, target):
 # %% ../../nbs/08_lab/07_plots.ipynb #c015
 def varying(
     groups:pd.DataFrame, # experiments
-    among:list[str]=('parameters', 'train_pflop', 'depth', 'dataset.train', 'train_seconds'), # columns
+    among:list[str]=('parameters', 'train_pflop', 'depth', 'dataset.train', 'dataset.num_aug', 'train_seconds', 'solve_gflop'), # columns
 )->list[str]:
     "Those columns in which the experiments differ by more than 2%."
     known = [c for c in among if c in groups and groups[c].notna().sum() > 1]
@@ -148,7 +150,7 @@ def draw_axes(
     groups:pd.DataFrame, # experiments
     target:float|None=None, # exact accuracy to mark
 )->Picture|None: # none where they differ in nothing
-    "Accuracy against parameters, compute, depth, data and time: a panel for each in which the experiments differ."
+    "Accuracy against parameters, compute, depth, data, time and the cost of an answer: a panel for each in which the experiments differ."
     found = varying(groups)
     if not found: return None
     columns = len(found) if len(found) < 4 else 3
@@ -172,7 +174,7 @@ def draw_frontier(
     best = rows[pareto(rows[cost], rows.accuracy)].sort_values(cost)
     ax.step(best[cost], 100 * best.accuracy, where='post', color=COLOURS['answer'], lw=1.1, alpha=.7)
     for i, r in enumerate(rows.to_dict('records')): _interval(ax, r[cost], None, r | dict(seeds=1), COLOURS['answer'] if r['experiment'] in set(best.experiment) else '#9aa3ad')
-    for r in rows.to_dict('records'): ax.annotate(r['experiment'], (r[cost], 100 * r['accuracy']), (5, 3), textcoords='offset points', fontsize=7, color=COLOURS['ink' if r['experiment'] in set(best.experiment) else 'soft'])
+    for r in rows.to_dict('records'): ax.annotate(called(r), (r[cost], 100 * r['accuracy']), (5, 3), textcoords='offset points', fontsize=7, color=COLOURS['ink' if r['experiment'] in set(best.experiment) else 'soft'])
     tidy(ax, xlabel=AXES.get(cost, cost), ylabel='test puzzles solved, %')
     _scale(ax, cost, rows[cost])
     ax.margins(y=.16)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['known_experiments', 'members', 'missing', 'cautions', 'paper_rows', 'caption', 'tex', 'latex', 'save_tables',
-           'save_picture', 'answers', 'logs', 'speed_rows', 'looks', 'budget_lines', 'make_report', 'report_command']
+           'save_picture', 'answers', 'logs', 'speed_rows', 'level', 'looks', 'budget_lines', 'make_report',
+           'report_command']
 
 # %% ../../nbs/08_lab/09_report.ipynb #c002
 import math, re, sys
@@ -76,19 +77,27 @@ def _hours(s): return '' if s != s else f'{s:.0f} s' if s < 120 else f'{s / 60:.
 
 def _size(n): return f'{n / 1e6:.3g}M' if n >= 1e6 else f'{n / 1e3:.3g}k'
 
-def _seeds(runs, r):
-    own = runs[(runs.experiment == r['experiment']) & (runs.budget == r['budget']) & runs.accuracy.notna()]
-    return ', '.join(f'{s:.0f}' for s in own.seed)
+def _own(runs, r):
+    "Measured runs of an experiment."
+    return runs[(runs.experiment == r['experiment']) & (runs.budget == r['budget']) & runs.accuracy.notna()]
+
+def _each(values):
+    "What is different, once."
+    return '; '.join(dict.fromkeys(values))
+
+def _steps(r): return f'{r.steps:,}' if r.finished else f'{r.step:,} of {r.steps:,} ({r.state})'
 
 def paper_rows(
     groups:pd.DataFrame, # experiments
     runs:pd.DataFrame, # their runs
 )->tuple[list[str], list[tuple]]: # head, rows of text
     "The table of a paper."
-    head = ['experiment', 'varied', 'parameters', 'solved, %', '95% interval', 'std over seeds', 'seeds', 'puzzles', 'steps', 'time']
-    rows = [(r['experiment'], r['label'], '' if r['parameters'] != r['parameters'] else _size(r['parameters']), f'{100 * r["accuracy"]:.2f}', f'{100 * r["low"]:.2f} to {100 * r["high"]:.2f}',
-             f'{100 * r["std"]:.2f}' if r['std'] == r['std'] else '-', _seeds(runs, r), f'{r["puzzles"]:,.0f}', f'{r["step"]:,.0f}', _hours(r['train_seconds'])) for r in groups.to_dict('records')]
-    return head, rows
+    head = ['experiment', 'varied', 'parameters', 'solved, %', '95% interval', 'std over seeds', 'seeds', 'puzzles', 'measured at step', 'steps', 'time']
+    def line(r):
+        own = list(_own(runs, r).itertuples())
+        return (r['experiment'], r['label'], '' if r['parameters'] != r['parameters'] else _size(r['parameters']), f'{100 * r["accuracy"]:.2f}', f'{100 * r["low"]:.2f} to {100 * r["high"]:.2f}', f'{100 * r["std"]:.2f}' if r['std'] == r['std'] else '-',
+                ', '.join(f'{o.seed:.0f}' for o in own), f'{r["puzzles"]:,.0f}', _each(f'{o.evaluated_at:,.0f}' for o in own), _each(map(_steps, own)), _hours(r['train_seconds']))
+    return head, [line(r) for r in groups.to_dict('records')]
 
 def _by(groups, key):
     "Values of a column, each with its experiments where there are several."
@@ -102,7 +111,7 @@ def caption(
     "What the figures of a table rest on."
     budget = _by(groups, 'budget')
     return (f'{_by(groups, "title") or "Runs"}. Exact accuracy of the last evaluation on test puzzles that training never saw ({_by(groups, "puzzle")}); binomial 95% interval (Wilson) of the mean over seeds, and sample standard deviation over seeds. '
-            f'Time is that of training alone. Hardware: {_by(groups, "hardware")}. Commit: {_by(groups.assign(commit=groups.commit.map(_commit)), "commit")}.' + (f' Budget: {budget}.' if budget not in ('', 'none') else ''))
+            f'Time is that of training alone, up to that evaluation. Hardware: {_by(groups, "hardware")}. Commit: {_by(groups.assign(commit=groups.commit.map(_commit)), "commit")}.' + (f' Budget: {budget}.' if budget not in ('', 'none') else ''))
 
 def _commit(c): return c if not isinstance(c, str) else c[:12] + '-dirty' * c.endswith('-dirty')
 
@@ -151,14 +160,19 @@ def save_picture(
     return picture
 
 # %% ../../nbs/08_lab/09_report.ipynb #c018
+def _stands(r): return f'{r["experiment"]} ({r["accuracy"]:.1%} at step {r["evaluated_at"]:,.0f} of {r["steps"]:,.0f})'
+
 def _varies(groups, column): return column in groups and groups[column].nunique() > 1
 
 def answers(
     groups:pd.DataFrame, # experiments
     target:float=.85, # exact accuracy
 )->list[str]: # sentences
-    "What the figures say to the questions of the study."
-    best, said = groups.loc[groups.accuracy.idxmax()], []
+    "What the figures of finished experiments say to the questions of the study."
+    left, groups = groups[~groups.finished.astype(bool)], groups[groups.finished.astype(bool)]
+    said = [f'Not finished, so not ranked: {", ".join(_stands(r) for r in left.to_dict("records"))}.'] if len(left) else []
+    if groups.empty: return said
+    best = groups.loc[groups.accuracy.idxmax()]
     said.append(f'Most accurate: {best.experiment} ({best.label}), {best.accuracy:.1%} ({best.low:.1%} to {best.high:.1%}).')
     ties = groups[(groups.high >= best.low) & (groups.experiment != best.experiment)].experiment
     if len(ties): said.append(f'Its interval overlaps with {", ".join(ties)}: these figures do not tell them apart.')
@@ -196,12 +210,22 @@ def speed_rows(
         found.append((name, f'{len(there)} of {len(seeds)}', *((f'{np.median(v):,.0f}' for v in zip(*there)) if there else ('', ''))))
     return found
 
+def level(
+    runs:str|Path, # where run folders are
+    names:list[str], # experiments
+    frame:pd.DataFrame, # their runs
+)->dict[str, pd.DataFrame]: # runs by what is equal
+    "Runs of different length as they were at one step, and after one time of training: where the shortest of them was last measured."
+    there = frame[frame.accuracy.notna()]
+    step, seconds = there.evaluated_at.min(), there.train_seconds.min()
+    return {f'All at step {step:,.0f}, or the last evaluation before it': read_runs(runs, names, at_step=step)} | ({f'All after {_hours(seconds)} of training, or the last evaluation before it': read_runs(runs, names, within=seconds)} if seconds == seconds else {})
+
 def looks(
     runs:pd.DataFrame, # from `read_runs`
     puzzles:int=256, # of each run, evenly spread
     device:str='auto', # where to compute
 )->tuple[dict[str, Look], list[str]]: # by experiment; why others are not there
-    "Each experiment's first run on its test puzzles once more, step by step."
+    "Each experiment's first run on its test puzzles once more, step by step, with the weights of its last evaluation."
     found, absent = {}, []
     for r in runs[runs.accuracy.notna()].drop_duplicates('experiment').itertuples():
         try: found[r.experiment] = look(r.folder, puzzles, device)
