@@ -5,14 +5,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from trm_nb.config import flatten
+from trm_nb.cli import call
+from trm_nb.config import flatten, load_config
 from trm_nb.data.basics import UserError
 from trm_nb.data.format import PuzzleDataset
 from trm_nb.data.resources import experiments_path
 from trm_nb.lab.catalogue import budget_changes, build_data, built, choose, configure, grid, listing, load_catalogue, parse_grid, plan, read_catalogue
 from trm_nb.learn.trainer import LearnSettings, Trainer
 from trm_nb.data.loader import TrainLoader
-from trm_nb.data.sudoku import generate_sudoku_set
+from trm_nb.data.sudoku import generate_sudoku_set, write_generated
 from trm_nb.models.act import PuzzleShape
 from trm_nb.models.zoo import build_model
 from trm_nb.run import compose, prepare
@@ -38,6 +39,11 @@ BASELINE = {'model.hidden_size': 512, 'model.num_heads': 8, 'model.L_layers': 2,
 
 @pytest.fixture(scope='module')
 def experiments(): return load_catalogue()
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 def settings(experiment, budget='full'):
     "What a run of it is told, and how its puzzles are made, by dotted keys."
@@ -88,6 +94,32 @@ def test_budgets_keep_what_is_varied(experiments, budget):
             assert set(changed) <= allowed
             assert not set(changed) & set(keys) & {*listed.set, *listed.recipe}
             assert all(k in listed.scale or k in listed.power for k in set(changed) & set(keys))
+
+LENGTHS = {'examples', 'warmup_examples', 'evaluations'}
+FOLLOW = {'learn.steps', 'learn.warmup_steps', 'learn.eval_every', 'data.path'} # from the lengths, the batch and the dataset
+
+@pytest.mark.parametrize('budget', ['short', 'smoke'])
+def test_budgets_list_exactly_what_they_change(here, capsys, budget):
+    "The config of every run differs from the study's in the keys under `changes`, and in nothing else."
+    def dry(budget):
+        assert call(['run', '--pattern', '.', '--budget', budget, '--dry-run', '--json']) == 0
+        return {r['run']: r for r in json.loads(capsys.readouterr().out)}
+    study, cut = dry('full'), dry(budget)
+    for name, r in cut.items():
+        a, b = (flatten(x['config'] | dict(dataset=x['dataset'])) for x in (study[name], r))
+        differs = {k for k in a | b if a.get(k) != b.get(k)}
+        assert differs - FOLLOW == {k for k in r['changes'] if k not in LENGTHS}, name
+        assert all(b.get(k, r.get(k)) == after for k, (before, after) in r['changes'].items())
+        assert all(before != after for before, after in r['changes'].values()) and not study[name]['changes']
+
+def test_short_recipe_is_that_of_minutes(experiments):
+    "The recipe of the preset that was made for minutes; families that vary a part of it keep the study's."
+    fast, short = (flatten(c.model_dump()) for c in (load_config('sudoku-extreme-fast'), configure(experiments['exp02a_01'], 'short')))
+    keys = ('learn.loss.name', 'learn.loss.label_smoothing', 'learn.loss.q_weight', 'model.gate_norm', 'learn.optimiser', 'learn.lr_min_ratio', 'learn.ema')
+    assert {k: short[k] for k in keys} == {k: fast[k] for k in keys} and short['learn.loss.name'] == 'softmax'
+    for name in ('exp06_a', 'exp08b', 'exp09b', 'exp10d'):
+        c = configure(experiments[name], 'short')
+        assert (c.learn.loss.name, c.model.gate_norm) == ('stablemax', False)
 
 def test_smoke_keeps_ratios(experiments):
     batch = [settings(experiments[f'exp06_{c}'], 'smoke')['learn.batch_size'] for c in 'abcdef']
@@ -156,6 +188,28 @@ def test_plan(experiments, tmp_path):
     file.write_text(json.dumps(dict(baseline=1000)))
     mine = plan([experiments['baseline']], ms_per_step=file)[0]
     assert mine.ms_per_step == 1000 and mine.hours == pytest.approx(mine.steps / 3600, rel=0.1)
+
+def test_plan_command(here, capsys):
+    "Seeds and GPUs count, measured rates are taken, and what does not fit is refused."
+    def told(*args):
+        assert call(['run', 'exp02a_01', 'exp01c', '--plan', '--json', *args]) == 0
+        return json.loads(capsys.readouterr().out)
+    one, three = told(), told('--seeds', '3', '--nproc', '8')
+    assert [r['name'] for r in one] == ['exp01c', 'exp02a_01'] and [r['hours'] for r in one] == [r['hours'] for r in three]
+    assert [(r['runs'], r['gpus'], r['checkpoints']) for r in three] == [(3, 8, 3 * r['checkpoints']) for r in one]
+    Path('rates.json').write_text(json.dumps({'exp02a_01': 1000, 'exp01c': 500, 'demo_lr0.001': 10, 'demo_lr0.002': 20}))
+    assert {r['name']: r['ms_per_step'] for r in told('--rates', 'rates.json')} == dict(exp02a_01=1000, exp01c=500)
+    assert call(['run', 'exp01c', '--plan', '--seeds', '4', '--nproc', '2', '--rates', 'rates.json']) == 0
+    said = capsys.readouterr().out
+    assert '1 experiment with 4 seeds each, 4 runs' in said and '2 GPUs a run' in said and '500.0' in said.splitlines()[1]
+    write_generated('data/demo', size=6, train=20, test=10, seed=0)
+    assert call(['sweep', 'demo', '--grid', 'learn.lr=1e-3,2e-3', '--seeds', '2', '--plan', '--json', '--rates', 'rates.json']) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(r['name'], r['ms_per_step'], r['runs']) for r in rows] == [('demo_lr0.001', 10, 2), ('demo_lr0.002', 20, 2)] and rows[1]['hours'] == pytest.approx(2 * rows[0]['hours'])
+    for args, words in ((['run', 'exp01c', '--rates', 'rates.json'], '--rates rates.json: it is for --plan'), (['run', 'exp01d', '--plan', '--rates', 'rates.json'], "no time is known for 'exp01d'"),
+                        (['run', 'exp01c', '--plan', '--rates', 'nowhere.json'], 'nowhere.json: cannot be read'), (['run', 'exp01c', '--plan', '--seeds', '0'], '--seeds 0'), (['sweep', 'maze-hard', '--grid', 'seed=1,2', '--plan'], 'there is no folder')):
+        assert call(args) == 2 and words in capsys.readouterr().err
+    assert not Path('runs').exists()
 
 def test_grid():
     found = grid('demo', parse_grid(['learn.lr=1e-4,3e-4', 'learn.optimiser=adamw,lion']))

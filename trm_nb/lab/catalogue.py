@@ -27,6 +27,7 @@ from ..data.source import Rows, source_files, subsample, with_copies, write_rows
 from ..models.act import PuzzleShape
 from ..models.fused import fits
 from ..models.zoo import build_model, parameters, step_cost
+from ..run import read_data, shape_of
 
 # %% ../../nbs/08_lab/01_catalogue.ipynb #c005
 class Dataset(Settings):
@@ -434,24 +435,37 @@ class Planned:
     batch: int # slots
     parameters: int # of the model, the puzzle table not counted
     ms_per_step: float # estimated, or as given
-    hours: float # training and evaluation on one GPU
-    checkpoints: int # bytes of the checkpoints that stay
+    hours: float # training and evaluation of a run on one GPU
+    runs: int # one for each seed
+    gpus: int # that share a run
+    checkpoints: int # bytes of the checkpoints that stay, of all runs
     data: int # bytes of its dataset, which others may share
     dataset: str # name of the dataset's folder
     basis: str # what the time is taken from
     same_as: str # an earlier experiment with the same settings, or nothing
 
-def _planned(e, config, order, rates, same):
-    (rows, named), d = rates, e.dataset
-    with torch.device('meta'): act = build_model(config.model, PuzzleShape(d.size + 2 if d else 11, d.size**2 if d else 81))
-    speed, basis = _speed(config, act, rows) if rows else (None, 'given')
-    if e.name in named: ms, basis = named[e.name], 'given'
-    elif not rows: raise UserError(f"no time is known for '{e.name}'")
-    else: ms = 1000 * _mean_flop(act, config.learn.curriculum) * config.learn.batch_size / speed
-    evaluations = math.ceil(config.learn.steps / (config.learn.eval_every or config.learn.steps))
-    tested = evaluations * (d.test if d else 0) * config.model.halt_max_steps * step_cost(act).forward / (1000 * step_cost(act).training * config.learn.batch_size / ms)
-    return Planned(e.name, e.family, order, config.learn.steps, config.learn.batch_size, parameters(act), ms, (ms * config.learn.steps / 1000 + tested) / 3600,
-                   (config.learn.keep_last + 1) * _checkpoint_bytes(config, act), data_bytes(d) if d else 0, data_name(d) if d else '', basis, same)
+def _puzzles(e, config):
+    "Shape of the puzzles, number of those that are tested, room and name of the dataset."
+    d = e.dataset
+    if d: return PuzzleShape(d.size + 2, d.size**2), d.test, data_bytes(d), data_name(d)
+    train, test = read_data(config)
+    return shape_of(train), min(len(test or ()), config.evaluate.max_puzzles or math.inf), 0, config.data.paths[0]
+
+def _step_ms(name, config, act, rates):
+    "Milliseconds of a training step, and what that is taken from."
+    rows, named = rates
+    if name in named: return named[name], 'given'
+    if not rows: raise UserError(f"no time is known for '{name}'")
+    speed, basis = _speed(config, act, rows)
+    return 1000 * _mean_flop(act, config.learn.curriculum) * config.learn.batch_size / speed, basis
+
+def _planned(e, config, order, rates, same, seeds, gpus):
+    shape, tested, room, dataset = _puzzles(e, config)
+    with torch.device('meta'): act = build_model(config.model, shape)
+    s, flops, (ms, basis) = config.learn, step_cost(act), _step_ms(e.name, config, act, rates)
+    evaluations = math.ceil(s.steps / (s.eval_every or s.steps))
+    examined = evaluations * tested * config.model.halt_max_steps * flops.forward / (1000 * flops.training * s.batch_size / ms)
+    return Planned(e.name, e.family, order, s.steps, s.batch_size, parameters(act), ms, (ms * s.steps / 1000 + examined) / 3600, seeds, gpus, seeds * (s.keep_last + 1) * _checkpoint_bytes(config, act), room, dataset, basis, same)
 
 def plan(
     experiments:list[Experiment], # those to be run
@@ -459,15 +473,25 @@ def plan(
     ms_per_step:str|Path|None=None, # JSON of measured steps; None: those of one H200
     path:str|Path|None=None, # catalogue
     extra:list[str]=(), # settings of one's own
+    seeds:int=1, # runs of each
+    gpus:int=1, # that share a run
 )->list[Planned]: # in the recommended order
-    "Hours and storage of each experiment, on one GPU."
+    "Hours and storage of each experiment."
     rates, seen, found = read_rates(ms_per_step), {}, []
     for order, e in enumerate(sorted(experiments, key=lambda e: e.place), 1):
         config = configure(e, budget, extra=extra, path=path)
         mark = fingerprint(config.model_dump(mode='json', exclude={'name'}))
-        found.append(_planned(tune(at_budget(e, budget, path), extra), config, order, rates, seen.get(mark, '')))
+        found.append(_planned(tune(at_budget(e, budget, path), extra), config, order, rates, seen.get(mark, ''), seeds, gpus))
         seen.setdefault(mark, e.name)
     return found
+
+def _sums(rows):
+    "What the plan comes to."
+    r, hours, data = rows[0], sum(r.hours * r.runs for r in rows), {r.dataset: r.data for r in rows}
+    what = f'{len(rows)} experiment' + 's' * (len(rows) > 1) + (f' with {r.runs} seeds each, {len(rows) * r.runs} runs' if r.runs > 1 else '')
+    yield f'{what}: {hours:.1f} GPU hours; checkpoints {sum(r.checkpoints for r in rows) / 2**30:.1f} GiB, {len(data)} datasets {sum(data.values()) / 2**30:.1f} GiB'
+    if again := sum(bool(r.same_as) for r in rows): yield f'{again} of them have the settings of another; without them {sum(r.hours * r.runs for r in rows if not r.same_as):.1f} GPU hours'
+    if r.gpus > 1: yield f'{r.gpus} GPUs a run: {hours / r.gpus:.1f} hours one run after another, if they share the work evenly; no time of several GPUs is measured here'
 
 def plan_text(
     rows:list[Planned], # from `plan`
@@ -475,9 +499,8 @@ def plan_text(
     "The plan as a table, its sums below."
     head = ('order', 'name', 'parameters', 'steps', 'batch', 'ms a step', 'hours', 'checkpoints', 'taken from', '')
     lines = [(str(r.order), r.name, f'{r.parameters:,}', f'{r.steps:,}', f'{r.batch:,}', f'{r.ms_per_step:.1f}', f'{r.hours:.2f}', f'{r.checkpoints / 2**30:.2f} GiB', r.basis, f'= {r.same_as}' * bool(r.same_as)) for r in rows]
-    again, data = [r for r in rows if r.same_as], {r.dataset: r.data for r in rows}
-    return '\n'.join([aligned([head, *lines]), '', f'{len(rows)} experiments: {sum(r.hours for r in rows):.1f} GPU hours; checkpoints {sum(r.checkpoints for r in rows) / 2**30:.1f} GiB, {len(data)} datasets {sum(data.values()) / 2**30:.1f} GiB',
-                      *([f'{len(again)} of them have the settings of another; without them {sum(r.hours for r in rows if not r.same_as):.1f} GPU hours'] if again else [])])
+    return '\n'.join([aligned([head, *lines]), '', *_sums(rows)])
+
 
 # %% ../../nbs/08_lab/01_catalogue.ipynb #c035
 def parse_grid(

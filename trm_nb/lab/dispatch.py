@@ -265,6 +265,8 @@ _Sbatch = Annotated[list[str], typer.Option(metavar='KEY=VALUE', help='A further
 _Overwrite = Annotated[bool, typer.Option('--overwrite', help='Throw away what the run folders hold.')]
 _Detach = Annotated[bool, typer.Option('--detach', help='Leave the queue in the background.')]
 _DryRun = Annotated[bool, typer.Option('--dry-run', help='Print each torchrun or sbatch command, and stop.')]
+_Plan = Annotated[bool, typer.Option('--plan', help='Tell hours, storage and a good order, and stop.')]
+_Rates = Annotated[Path, typer.Option(metavar='FILE', help='With --plan: JSON of measured steps, as {"exp01a": 12.5} in ms, or a table of experiments/benchmarks/train_step.py; without it, one H200.')]
 _Json = Annotated[bool, typer.Option('--json', help='As JSON, with all settings.')]
 _Seeds = Annotated[str, typer.Option(help='How many seeds, or the seeds with commas.')]
 
@@ -273,6 +275,7 @@ def how_of(
 )->How:
     "How runs are to be carried out, from a command's options."
     if given['backend'] not in ('local', 'slurm'): raise UserError(f"--backend {given['backend']}: local or slurm")
+    if given['rates'] and not given['plan']: raise UserError(f"--rates {given['rates']}: it is for --plan")
     if given['backend'] == 'local' and given['nodes'] > 1: raise UserError('--nodes is for --backend slurm; on this machine, --nproc')
     named = {k: given[k] for k in ('partition', 'gpus', 'cpus', 'memory', 'requeue')} | ({'time': minutes(given['time'])} if given['time'] else {})
     extra = dict(pair.partition('=')[::2] for pair in given['sbatch'])
@@ -283,7 +286,8 @@ def _show(orders, as_json):
     "Print what would be done."
     if as_json: return print(json.dumps([listed(o) for o in orders], indent=1))
     for o in orders:
-        varied = ', '.join(f'{k}={v}' for k, v in o.experiment.varied.items())
+        now = catalogue.says(o.experiment)
+        varied = ', '.join(f'{k}={v}' + (f' scaled to {now[k]}' if now.get(k) != v else '') for k, v in o.experiment.varied.items())
         print(f'{o.config.name}' + (f' ({varied})' if varied else '') + f'\n  {command_of(o)}')
     if orders and orders[0].job.backend == 'slurm': print('\n' + script(orders[0].job))
 
@@ -298,19 +302,20 @@ def _split(words):
     if own: raise UserError(f"{own}: runs are named after their experiments; --runs DIR and --seeds say where and with which seed")
     return [w for w in words if '=' not in w], pairs
 
-def _plan(experiments, budget, pairs, as_json):
-    rows = catalogue.plan(experiments, budget, extra=pairs)
-    return json.dumps([asdict(r) for r in rows], indent=1) if as_json else catalogue.plan_text(rows)
+def _plan(experiments, budget, pairs, given):
+    "Print what experiments will take, by a command's arguments."
+    rows = catalogue.plan(experiments, budget, given['rates'], extra=pairs, seeds=len(seeds_of(given['seeds'])), gpus=given['nproc'] * given['nodes'])
+    print(json.dumps([asdict(r) for r in rows], indent=1) if given['as_json'] else catalogue.plan_text(rows))
 
 def run_command(
     words: Annotated[list[str], typer.Argument(metavar='[NAME | KEY=VALUE]...', help='Experiments of the catalogue, and settings of your own for all of them.')] = [],
     pattern: Annotated[str, typer.Option(help='Also those whose name a regular expression finds; . is all.')] = None,
-    budget: Annotated[str, typer.Option(help='How much smaller than described: smoke, short or full.')] = 'full',
+    budget: Annotated[str, typer.Option(help='How much smaller than described: smoke, short or full; --dry-run --json lists what it changes in each.')] = 'full',
     model: Annotated[str, typer.Option(help='attention or mixer.')] = 'attention',
     seeds: _Seeds = None, backend: _Backend = 'local', slots: _Slots = None, nproc: _Nproc = 1, nodes: _Nodes = 1, partition: _Partition = None, time: _Time = None,
     gpus: _Gpus = None, cpus: _Cpus = None, memory: _Memory = None, requeue: _Requeue = True, sbatch: _Sbatch = [],
     runs: _Runs = 'runs', data: _Data = 'data', overwrite: _Overwrite = False, detach: _Detach = False, dry_run: _DryRun = False, as_json: _Json = False,
-    plan: Annotated[bool, typer.Option('--plan', help='Tell hours, storage and a good order, and stop.')] = False,
+    plan: _Plan = False, rates: _Rates = None,
 ):
     """Run named experiments, each in an executed notebook.
 
@@ -326,11 +331,14 @@ def run_command(
 
         trm run --pattern . --dry-run --json
 
+        trm run --pattern exp02 --plan --seeds 3
+
         trm run --pattern exp05 --backend slurm --partition gpu --nproc 8 --time 24:00:00
     """
-    how, (names, pairs) = how_of(locals()), _split(words)
+    given = dict(locals())
+    how, (names, pairs) = how_of(given), _split(words)
     chosen, numbers = catalogue.choose(catalogue.load_catalogue(model=model), names, pattern), seeds_of(seeds)
-    if plan: return print(_plan(chosen, budget, pairs, as_json))
+    if plan: return _plan(chosen, budget, pairs, given)
     _go([order(e, how, budget, n, pairs, seeds is not None, model) for e in chosen for n in numbers], how, dry_run, as_json)
 
 def runs_command(
@@ -442,6 +450,7 @@ def sweep_command(
     seeds: _Seeds = None, backend: _Backend = 'local', slots: _Slots = None, nproc: _Nproc = 1, nodes: _Nodes = 1, partition: _Partition = None, time: _Time = None,
     gpus: _Gpus = None, cpus: _Cpus = None, memory: _Memory = None, requeue: _Requeue = True, sbatch: _Sbatch = [],
     runs: _Runs = 'runs', data: _Data = 'data', overwrite: _Overwrite = False, detach: _Detach = False, dry_run: _DryRun = False, as_json: _Json = False,
+    plan: _Plan = False, rates: _Rates = None,
 ):
     """Run every combination of some settings.
 
@@ -451,9 +460,11 @@ def sweep_command(
 
         trm sweep demo --grid model.H_cycles=1,2,3 --grid model.L_cycles=2,4 learn.steps=400 --dry-run
     """
-    how, (names, pairs) = how_of(locals()), _split(pairs)
+    given = dict(locals())
+    how, (names, pairs) = how_of(given), _split(pairs)
     if names: raise UserError(f"'{names[0]}' is no setting: write key=value")
     chosen = catalogue.grid(base, catalogue.parse_grid(grid))
+    if plan: return _plan(chosen, 'full', pairs, given)
     _go([order(e, how, 'full', n, pairs, seeds is not None, '') for e in chosen for n in seeds_of(seeds)], how, dry_run, as_json)
 
 # %% ../../nbs/08_lab/05_dispatch.ipynb #c020
