@@ -19,6 +19,7 @@ from trm_nb.learn.checkpoint import point, save_checkpoint
 from trm_nb.learn.telemetry import SINKS, Sink
 from trm_nb.models.act import PuzzleShape
 from trm_nb.models.zoo import build_model
+from trm_nb.publish import pipeline
 from trm_nb.publish.auto import AutoPublish, wanted
 from trm_nb.publish.cards import check_card, model_card, read_subject
 from trm_nb.publish.hub import PublishSettings, publish, publish_dataset, publish_model, requirements, tags_of
@@ -455,6 +456,8 @@ def test_template_has_every_key(tmp_path):
     (dict(training=dict(checkpoint_dir='x', nodes=2)), "unknown setting 'training.nodes': did you mean 'nnodes'"),
     (dict(training=dict(checkpoint_dir='x', backend='slurm')), 'slurm is not there yet'),
     (dict(training=dict(checkpoint_dir='x', use_torchrun=False, nproc_per_node=2)), 'several need torchrun'),
+    (dict(training=dict(checkpoint_dir='x', node_rank=1)), 'training.node_rank 1: allowed are 0 to 0, as training.nnodes is 1'),
+    (dict(training=dict(checkpoint_dir='x', nnodes=2, rdzv_endpoint='node0')), "training.rdzv_endpoint 'node0': write HOST:PORT"),
     (dict(modle={}), "did you mean 'model'")])
 def test_mistakes_in_a_pipeline(tmp_path, sections, message):
     code, out, err = said('pipeline', str(write_pipeline(tmp_path, **sections)))
@@ -511,6 +514,52 @@ TINY = ['model.hidden_size=32', 'model.num_heads=2', 'model.H_cycles=1', 'model.
 
 
 def rows(run): return RowLog(run/'metrics.jsonl').rows()
+
+
+def test_a_further_machine_only_trains(tmp_path, monkeypatch):
+    "It publishes nothing, needs no token, keeps an account of its own, throws nothing away, and ends no processes, which may be the first machine's."
+    monkeypatch.delenv('HF_TOKEN', raising=False)
+    file = write_pipeline(tmp_path, dataset=dict(local_path='data', build='sudoku --source generate', repo_id='me/data'), training=dict(checkpoint_dir='runs/a', nnodes=2, node_rank=1), model=dict(repo_id='me/a'), space=dict(out='page'))
+    (tmp_path/'runs/a').mkdir(parents=True)
+    stages = {s.name: s for s in pipeline.stages_of(read_pipeline(file))}
+    assert {n for n, s in stages.items() if not s.unwanted} == {'train'} and 'the first machine does it' in dry_run(file)
+    monkeypatch.setattr(pipeline, 'ranks_of', lambda folder: [os.getpid()])
+    monkeypatch.setattr(os, 'kill', lambda *a: pytest.fail('it ended a process'))
+    called = []
+    monkeypatch.setattr(pipeline, 'answers', lambda address: True)
+    monkeypatch.setattr(pipeline, 'call', lambda command, environment: called.append(command) or write_json(tmp_path/'runs/a/status.json', dict(status='done', message='')))
+    State(file, 1).put('train', status='running')
+    run_pipeline(file)
+    assert '--node-rank 1' in ' '.join(*called) and 'overwrite' not in ' '.join(*called) and State(file, 1).get('train')['status'] == 'done' and not State(file).stages
+    write_json(tmp_path/'runs/a/status.json', dict(status='failed', message='no room'))
+    monkeypatch.setattr(pipeline, 'call', lambda *a: None)
+    with pytest.raises(UserError, match="stage 'train' failed: no room"): run_pipeline(file, force=['train'])
+
+
+@pytest.mark.slow
+def test_two_machines(tmp_path, monkeypatch):
+    "Two pipelines on this machine play two machines; the second begins before there are any data."
+    monkeypatch.chdir(tmp_path)
+    with FakeHub() as hub, socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+        s.close()
+        environment = os.environ | hub.env(tmp_path/'cache') | dict(OMP_NUM_THREADS='1')
+        def start(rank, env):
+            training = dict(checkpoint_dir='runs/tiny', overrides=[*TINY, 'learn.steps=60'], nnodes=2, node_rank=rank, rdzv_endpoint=f'127.0.0.1:{port}', rdzv_id='pair')
+            file = write_pipeline(tmp_path, dataset=dict(local_path='data/tiny', build='sudoku --source generate --size 4 --train 40 --test 20', repo_id='me/sudoku-tiny'), training=training, model=dict(repo_id='me/tiny'))
+            command = [sys.executable, '-m', 'trm_nb.cli', 'pipeline', str(file.rename(tmp_path/f'machine{rank}.yaml'))]
+            return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        second = start(1, {k: v for k, v in environment.items() if k != 'HF_TOKEN'})
+        first = start(0, environment)
+        said = [p.communicate(timeout=300)[0] for p in (first, second)]
+        assert (first.returncode, second.returncode) == (0, 0), '\n'.join(said)[-3000:]
+        assert [r['step'] for r in rows(tmp_path/'runs/tiny') if r['kind'] == 'train'] == list(range(5, 61, 5))
+        assert json.loads((tmp_path/'runs/tiny/checkpoints/last/metadata.json').read_text())['world'] == 2
+        assert 'runs/tiny, as machine 1' in said[1] and said[1].count('the first machine does it') >= 3
+        assert [len(hub.repo(*r).messages) for r in (('me/tiny',), ('me/sudoku-tiny', 'dataset'))] == [2, 2]       # the first commit, and one publication
+        again = start(1, environment)
+        assert 'train: done before' in again.communicate(timeout=60)[0] and again.returncode == 0
 
 
 @pytest.mark.slow

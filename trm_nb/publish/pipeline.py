@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['DatasetSection', 'TrainingSection', 'ModelSection', 'SpaceSection', 'Pipeline', 'check_pipeline', 'read_pipeline',
            'hash_files', 'State', 'Stage', 'StageFailed', 'call', 'trm', 'ranks_of', 'end_ranks', 'train_command',
-           'stages_of', 'Board', 'plan', 'status_table', 'run_pipeline', 'dry_run', 'write_template',
+           'join_command', 'stages_of', 'Board', 'plan', 'status_table', 'run_pipeline', 'dry_run', 'write_template',
            'pipeline_command']
 
 # %% ../../nbs/06_publish/05_pipeline.ipynb #c002
-import ctypes, hashlib, json, os, shlex, shutil, signal, subprocess, sys, time
+import ctypes, hashlib, json, os, re, shlex, shutil, signal, subprocess, sys, time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Callable, Literal
@@ -23,6 +23,7 @@ from ..data.env import aligned, env
 from ..data.remote import without_token
 from ..data.resources import experiments_path
 from ..learn.checkpoint import saved_steps
+from ..learn.launch import answers, torchrun_command
 from ..learn.telemetry import SINKS, Run, TelemetrySettings, chosen_sinks
 from ..models.pretrained import find_checkpoint
 from .cards import read_subject
@@ -113,6 +114,8 @@ def _no_secrets(values):
 def _possible(training):
     if training.backend == 'slurm': raise UserError("training.backend slurm is not there yet: use 'local', or train apart and go on with --skip train")
     if not training.use_torchrun and training.nproc_per_node * training.nnodes > 1: raise UserError('training.use_torchrun false is for one process: several need torchrun')
+    if training.node_rank >= training.nnodes: raise UserError(f'training.node_rank {training.node_rank}: allowed are 0 to {training.nnodes - 1}, as training.nnodes is {training.nnodes}')
+    if not re.fullmatch(r'.+:\d+', training.rdzv_endpoint): raise UserError(f"training.rdzv_endpoint '{training.rdzv_endpoint}': write HOST:PORT of the first machine")
 
 _SECTIONS = dict(telemetry=TelemetrySettings, dataset=DatasetSection, training=TrainingSection, model=ModelSection, space=SpaceSection)
 
@@ -151,8 +154,9 @@ class State:
     "What is known of a pipeline's stages; survives the process."
     def __init__(self,
         file:str|Path, # the pipeline's YAML
+        machine:int=0, # which one; each keeps its own account
     ):
-        self.file = Path(file).with_suffix('.state.json')
+        self.file = Path(file).with_suffix(f'.node{machine}.state.json' if machine else '.state.json')
         try: self.stages = json.loads(self.file.read_text(encoding='utf-8')) if self.file.exists() else {}
         except ValueError: raise UserError(f'{self.file} is damaged: remove it, and every stage is looked at anew') from None
 
@@ -205,11 +209,13 @@ def call(
     environment:dict[str, str]={}, # beside our own
 ):
     "Run a command to its end; `StageFailed` where it fails, KeyboardInterrupt where it was stopped."
-    process = subprocess.Popen(command, env=os.environ | environment, preexec_fn=_die_with_parent)
+    process, interrupted = subprocess.Popen(command, env=os.environ | environment, preexec_fn=_die_with_parent), False
     while True:
         try: code = process.wait()
-        except KeyboardInterrupt: continue # the process has got it too, and saves
-        if code in (130, -signal.SIGINT): raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            interrupted = True # the process has got it too, and saves
+            continue
+        if code in (130, -signal.SIGINT) or (code and interrupted): raise KeyboardInterrupt
         if code: raise StageFailed(f'it ended with code {code}; what it said stands above')
         return
 
@@ -259,7 +265,7 @@ def train_command(
     folder = Path(section.checkpoint_dir)
     given = any(o.startswith('data.path=') for o in section.overrides)
     settings = [f'runs={folder.parent}', f'name={folder.name}', *([] if given or not data else [f'data.path={data}']), *section.overrides]
-    machines = ['--nnodes', str(section.nnodes), '--node-rank', str(section.node_rank), '--rendezvous', section.rdzv_endpoint] if section.nnodes > 1 else []
+    machines = ['--nnodes', str(section.nnodes), '--rendezvous', section.rdzv_endpoint] if section.nnodes > 1 else []
     processes = ['--nproc', str(section.nproc_per_node), *machines] if section.use_torchrun else ['--no-torchrun']
     return trm('train', section.preset, *settings, *processes, *flags, python=section.python_executable)
 
@@ -268,14 +274,40 @@ def _resume_or_not(folder, force):
     if not force and saved_steps(folder/'checkpoints'): return ['--resume']
     return ['--overwrite'] if folder.exists() else []
 
+def _environment(section): return section.env | ({'PET_RDZV_ID': section.rdzv_id} if section.rdzv_id else {}) # torchrun reads its options from PET_...
+
 def _train(section, data, force):
     if ranks_of(section.checkpoint_dir): raise StageFailed(f'processes {ranks_of(section.checkpoint_dir)} train in {section.checkpoint_dir} already')
     flags = _resume_or_not(Path(section.checkpoint_dir), force)
-    command = train_command(section, data, flags)
-    meeting = {'PET_RDZV_ID': section.rdzv_id} if section.rdzv_id else {} # torchrun reads its options from PET_...
-    call(command, section.env | meeting)
+    call(train_command(section, data, flags), _environment(section))
     step = saved_steps(Path(section.checkpoint_dir)/'checkpoints')[-1]
     return f'{section.checkpoint_dir}, step {step}'
+
+# %% ../../nbs/06_publish/05_pipeline.ipynb #c038
+def join_command(
+    section:TrainingSection, # how to train
+)->list[str]:
+    "The command line of a further machine's ranks, once the first one has prepared the run."
+    resume = ['--resume'] * bool(saved_steps(Path(section.checkpoint_dir)/'checkpoints'))
+    command = torchrun_command('trm_nb.run', [str(Path(section.checkpoint_dir)), *resume], section.nproc_per_node, section.nnodes, section.node_rank, section.rdzv_endpoint)
+    return [section.python_executable or sys.executable, *command[1:]]
+
+def _last_word(folder, seconds=60.):
+    "Status and message of a run whose ranks have ended; the first rank leaves them last."
+    file, until = Path(folder)/'status.json', time.time() + seconds
+    while not file.is_file() and time.time() < until: time.sleep(.2)
+    said = json.loads(file.read_text(encoding='utf-8')) if file.is_file() else {}
+    return said.get('status'), said.get('message') or 'the first machine did not say how it ended'
+
+def _join(section, force):
+    "Be a further machine."
+    print(f'waiting for the first machine at {section.rdzv_endpoint}; Ctrl-C ends the waiting', file=sys.stderr, flush=True)
+    while not answers(section.rdzv_endpoint): time.sleep(1)
+    call(join_command(section), _environment(section))
+    status, message = _last_word(section.checkpoint_dir)
+    if status == 'stopped': raise KeyboardInterrupt
+    if status != 'done': raise StageFailed(message)
+    return f'{section.checkpoint_dir}, as machine {section.node_rank}'
 
 # %% ../../nbs/06_publish/05_pipeline.ipynb #c020
 def _dataset_repo(section): return section.repo_id or env('HUGGINGFACE_DATASET_REPO')
@@ -322,13 +354,18 @@ def _data_stages(p):
             Stage('dataset', f'publish it as {repo}', lambda: [own, repo, hash_files(d.local_path)], lambda force: str(_publish_dataset(d, check_repo(repo, ''), force)), there,
                   '' if repo else 'dataset.repo_id is not set')]
 
+def _command(training, data, force=False):
+    if training.node_rank: return join_command(training)
+    return train_command(training, data, _resume_or_not(Path(training.checkpoint_dir), force))
+
 def _train_stage(p):
     t, data = p.training, p.dataset and p.dataset.local_path
     if not t: return Stage('train', 'train', lambda: None, str, bool, 'there is no section training')
     inputs = lambda: [t.preset, _sources(t.preset), t.overrides, t.checkpoint_dir, hash_files(data) if data else None]
     there = lambda: bool(saved_steps(Path(t.checkpoint_dir)/'checkpoints'))
-    return Stage('train', f'train {t.checkpoint_dir}', inputs, partial(_train, t, data), there,
-                 f'training.dry_run: {shlex.join(train_command(t, data))}' if t.dry_run else '', partial(end_ranks, t.checkpoint_dir))
+    unwanted = f'training.dry_run: {shlex.join(_command(t, data))}' if t.dry_run else ''
+    if t.node_rank: return Stage('train', f'train {t.checkpoint_dir} as machine {t.node_rank}', inputs, partial(_join, t), there, unwanted)
+    return Stage('train', f'train {t.checkpoint_dir}', inputs, partial(_train, t, data), there, unwanted, partial(end_ranks, t.checkpoint_dir))
 
 def _model_stages(p):
     run, m, s = p.run, p.model, p.space
@@ -341,11 +378,15 @@ def _model_stages(p):
             Stage('space', 'make a web page', lambda: [s.model_dump(exclude={'token'}), repo, _weights(run)], lambda force: _make_space(s, run, repo, force),
                   lambda: there() and (not s.out or Path(s.out, 'app.py').is_file()), why_s)]
 
+def _machine(pipeline): return pipeline.training.node_rank if pipeline.training else 0
+
 def stages_of(
     pipeline:Pipeline, # what is wanted
 )->list[Stage]:
-    "All stages in their order, unwanted ones too."
-    return [*_data_stages(pipeline), _train_stage(pipeline), *_model_stages(pipeline)]
+    "All stages in their order, unwanted ones too; a further machine only trains."
+    stages = [*_data_stages(pipeline), _train_stage(pipeline), *_model_stages(pipeline)]
+    if not _machine(pipeline): return stages
+    return [s if s.name == 'train' else replace(s, unwanted=s.unwanted or 'the first machine does it') for s in stages]
 
 # %% ../../nbs/06_publish/05_pipeline.ipynb #c023
 class Board:
@@ -435,12 +476,13 @@ def run_pipeline(
     force:list[str]=(), # stages to run again
 )->str: # the status table
     "Do what is not done yet."
-    pipeline, state, file = read_pipeline(file), State(Path(file).absolute()), Path(file)
+    pipeline, file = read_pipeline(file), Path(file)
+    state, telemetry = State(file.absolute(), _machine(pipeline)), TelemetrySettings(sinks=[]) if _machine(pipeline) else pipeline.telemetry
     with _at(pipeline.project_root):
         stages = stages_of(pipeline)
         publishing = {'dataset', 'model'} | ({'space'} if pipeline.space and pipeline.space.repo_id else set())
         if any(not why and s.name in publishing for s, why in plan(stages, state, skip, force)): need_token()
-        return _run_all(stages, state, skip, force, file, Board(pipeline.telemetry, state, file.stem))
+        return _run_all(stages, state, skip, force, file, Board(telemetry, state, file.stem))
 
 def _run_all(stages, state, skip, force, file, board):
     said = {}
@@ -464,12 +506,12 @@ def _what_it_would(pipeline, stages, state, skip, force):
     "What each stage would do: commands, and every file that would be published, where it is known already."
     for stage, why in plan(stages, state, skip, force):
         yield f"== {stage.name}: {why or stage.about}"
-        if not why: yield from _details(stage.name, pipeline)
+        if not why: yield from _details(stage.name, pipeline, stage.name in force)
 
-def _details(name, p):
+def _details(name, p, force):
     d, m = p.dataset, p.model
     if name == 'build': yield shlex.join(trm('data', *shlex.split(d.build), '--out', d.local_path)[2:])
-    if name == 'train': yield shlex.join(train_command(p.training, d and d.local_path, _resume_or_not(Path(p.training.checkpoint_dir), False)))
+    if name == 'train': yield shlex.join(_command(p.training, d and d.local_path, force))
     if name == 'dataset' and Path(d.local_path).is_dir(): yield plan_text(_dataset_files(d, _dataset_repo(d)), _dataset_repo(d), 'dataset', d.how())
     if name == 'model' and _weights(p.run, m.checkpoint):
         subject = read_subject(p.run, m.checkpoint)
@@ -481,7 +523,8 @@ def dry_run(
     force:list[str]=(), # stages to run again
 )->str:
     "What a pipeline would do."
-    pipeline, state = read_pipeline(file), State(Path(file).absolute())
+    pipeline = read_pipeline(file)
+    state = State(Path(file).absolute(), _machine(pipeline))
     with _at(pipeline.project_root):
         stages = stages_of(pipeline)
         return '\n'.join([*_what_it_would(pipeline, stages, state, skip, force), '', status_table(stages, state)])
