@@ -1,13 +1,17 @@
 """The lab's commands: what is asked for, what is refused, and runs on a real Slurm cluster of one node."""
-import json, os, shutil, subprocess, sys, time
+import json, os, shutil, signal, subprocess, sys, time
 from collections import namedtuple
 from pathlib import Path
+import psutil
 import pytest
 from trm_nb import cli
 from trm_nb.config import load_config
 from trm_nb.lab import dispatch
-from trm_nb.lab.jobs import Hold, describe, read_job
+from trm_nb.data.sudoku import write_generated
+from trm_nb.lab.jobs import Hold, Job, describe, read_job
 from trm_nb.lab.slurm import looker
+from trm_nb.lab.work import execute
+from trm_nb.learn.checkpoint import saved_steps
 
 sys.path.insert(0, str(Path(__file__).parent/'tooling'))
 import slurm_cluster
@@ -82,11 +86,55 @@ def wait_for(said, process=None, seconds=900):
         assert time.time() < until and (process is None or process.poll() is None)
         time.sleep(.1)
 
+def lines(file): return file.read_text().splitlines() if file.exists() else []
+
 def trm(*args, env=None): return subprocess.run([sys.executable, '-m', 'trm_nb.cli', *args], env=(env or os.environ) | dict(OMP_NUM_THREADS='1'), capture_output=True, text=True)
 
 def state(name, runs='runs'):
     folder = Path(runs, name)
     return describe(folder, looker([folder]))['state']
+
+TASK = """import os, signal, sys
+from trm_nb.lab.slurm import Task
+task, folder, node = Task(), sys.argv[1], int(os.environ['SLURM_NODEID'])
+def warned(*_): # as submitit does: only the first task acts
+    if node: return
+    task.checkpoint(folder)
+    sys.exit(255)
+signal.signal(signal.SIGUSR2, warned)
+sys.exit(task(folder) or 0)
+"""
+
+def two_machines(folder, port):
+    "The two tasks of a Slurm job, on this machine."
+    env = os.environ | dict(SLURM_JOB_ID=str(port - 20_000), SLURM_JOB_NODELIST='localhost', OMP_NUM_THREADS='1')
+    return [subprocess.Popen([sys.executable, '-c', TASK, str(folder)], env=env | dict(SLURM_NODEID=str(n)), start_new_session=True) for n in range(2)]
+
+def port_of_a_job():
+    "A free port that a Slurm job's number can mean."
+    return next(p for p in iter(slurm_cluster.free_port, None) if 20_000 <= p < 40_000)
+
+def warn(process):
+    "Slurm's warning: SIGUSR2 to all processes of a task."
+    parent = psutil.Process(process.pid)
+    for p in [*parent.children(recursive=True), parent]: p.send_signal(signal.SIGUSR2)
+
+@pytest.mark.slow
+def test_warning_on_two_machines(here):
+    "Ranks of both machines live through Slurm's warning, save and leave; what goes on has the metrics of an unbroken run."
+    write_generated('data', size=4, train=60, test=20, seed=0)
+    settings = ['model.hidden_size=32', 'model.num_heads=2', 'model.halt_max_steps=2', 'learn.steps=400', 'learn.eval_every=200', 'learn.log_every=5', 'learn.batch_size=16', 'device=cpu', f'data.path={here}/data']
+    job = lambda name, **how: Job(folder=str(here/'runs'/name), preset='demo', settings=[*settings, f'runs={here}/runs', f'name={name}'], steps=400, **how).save()
+    broken, whole = job('broken', nnodes=2, backend='slurm'), job('whole', nproc=2)
+    tasks = two_machines(broken.path, port_of_a_job())
+    wait_for(lambda: len(lines(broken.path/'metrics.jsonl')) > 2, tasks[0])
+    for t in reversed(tasks): warn(t)
+    assert [t.wait(120) for t in tasks] == [255, 0], 'the first task asks to be queued again, the other one ends well'
+    assert read_job(broken.path).state == 'stopped' and 0 < saved_steps(broken.path/'checkpoints')[-1] < 400
+    tasks = two_machines(broken.path, port_of_a_job())
+    assert [t.wait(300) for t in tasks] == [0, 0] and read_job(broken.path).state == 'done'
+    execute(whole.folder)
+    assert lines(broken.path/'metrics.jsonl') == lines(whole.path/'metrics.jsonl')
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(slurm_cluster.missing()), reason=slurm_cluster.missing() or 'there is a cluster')
@@ -109,3 +157,22 @@ def test_slurm(here, monkeypatch):
         assert (here/'runs/exp01a/metrics.jsonl').read_text() == (here/'whole/exp01a/metrics.jsonl').read_text()
         table = trm('runs', env=cluster.env).stdout
         assert 'cuda' in table.split('exp01b')[1] and 'failed' in table and (here/'runs/exp01b/train.ipynb').exists()
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(slurm_cluster.missing()), reason=slurm_cluster.missing() or 'there is a cluster')
+def test_slurm_preempts_and_requeues(here, monkeypatch):
+    "At Slurm's warning a run saves and is queued again; it goes on from there, with the metrics of an unbroken run."
+    with slurm_cluster.Cluster(here/'cluster') as cluster:
+        monkeypatch.setenv('SLURM_CONF', str(cluster.conf))
+        for runs in ('runs', 'whole'): assert trm('run', 'exp01a', '--budget', 'smoke', '--backend', 'slurm', '--gpus', '0', '--time', '60', '--runs', runs, *TINY, env=cluster.env).returncode == 0
+        job = read_job('runs/exp01a').job
+        about = lambda key: dict(pair.partition('=')[::2] for pair in cluster.run('scontrol', 'show', 'job', job).stdout.split()).get(key)
+        wait_for(lambda: len(lines(here/'runs/exp01a/metrics.jsonl')) > 2)
+        cluster.run('scancel', '--signal=USR2', job)
+        wait_for(lambda: about('Restarts') == '1' and state('exp01a') == 'queued')
+        assert 0 < saved_steps(here/'runs/exp01a/checkpoints')[-1] < 400 and read_job('runs/exp01a').state == 'stopped'
+        cluster.run('scontrol', 'update', f'JobId={job}', 'StartTime=now') # Slurm lets a job that was queued again wait for two minutes
+        wait_for(lambda: all(state('exp01a', r) in ('done', 'failed', 'stopped', 'died') for r in ('runs', 'whole')))
+        assert [state('exp01a', r) for r in ('runs', 'whole')] == ['done', 'done'], Path('runs/exp01a/job.json').read_text()
+        assert lines(here/'runs/exp01a/metrics.jsonl') == lines(here/'whole/exp01a/metrics.jsonl')
+        assert read_job('runs/exp01a').job == job and about('Restarts') == '1'

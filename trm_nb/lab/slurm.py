@@ -84,8 +84,9 @@ def submit(
 def first_machine()->str:
     "Name of the first machine of this Slurm job."
     nodes = os.environ.get('SLURM_JOB_NODELIST', socket.gethostname())
-    found = subprocess.run(['scontrol', 'show', 'hostnames', nodes], capture_output=True, text=True)
-    return found.stdout.split()[0] if found.returncode == 0 and found.stdout.split() else nodes
+    try: found = subprocess.run(['scontrol', 'show', 'hostnames', nodes], capture_output=True, text=True).stdout.split()
+    except OSError: found = []
+    return found[0] if found else nodes
 
 def rendezvous()->str:
     "HOST:PORT where the machines of this Slurm job meet."
@@ -109,11 +110,15 @@ def join(
         if (now.finished or 0) > since: return 0 # it ended before any rank was started
         time.sleep(1)
     resume = ['--resume'] * bool(saved_steps(job.path/'checkpoints'))
-    return subprocess.run(torchrun_command('trm_nb.run', [job.folder, *resume], job.nproc, job.nnodes, node, address)).returncode
+    return subprocess.run(torchrun_command('trm_nb.run', [job.folder, *resume], job.nproc, job.nnodes, node, address), preexec_fn=_ignore_warning).returncode
+
+def _ignore_warning():
+    "Ignore Slurm's warning, in this process and in those that it starts."
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 def _deaf(work, *args):
     "Carry out something in a process that Slurm's warning does not end."
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    _ignore_warning()
     work(*args)
 
 class Task:
