@@ -24,6 +24,7 @@ from .slurm import SlurmSettings, cancel, looker, minutes, script, submit
 from .work import settings_of, worker
 from ..models.act import PuzzleShape
 from ..models.zoo import build_model, model_settings
+from ..publish.mirror import open_mirror
 from ..run import Cluster, changed_setting, launch_command
 
 # %% ../../nbs/08_lab/05_dispatch.ipynb #c005
@@ -113,6 +114,7 @@ def check_orders(
     states = {o.config.name: (job := read_job(o.config.folder)) and state(job) for o in orders}
     for o in orders: _check_one(o, states[o.config.name], how.overwrite)
     left = [o for o in orders if how.overwrite or states[o.config.name] != 'done']
+    for url in {o.config.run.mirror for o in left} - {None}: open_mirror(url)
     check_disk(left, how.runs)
     return left
 

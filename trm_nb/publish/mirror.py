@@ -7,9 +7,10 @@ __all__ = ['RunSettings', 'open_mirror', 'files_to_mirror', 'Copies', 'Mirror', 
 
 # %% ../../nbs/06_publish/06_mirror.ipynb #c002
 import json, os, sys
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
-from ..data.basics import Settings, UserError
+from ..data.basics import MissingExtra, Settings, UserError, write_json
 from ..data.remote import without_token
 from ..learn.callbacks import Callback
 
@@ -18,14 +19,19 @@ class RunSettings(Settings):
     "What a run does beside training."
     mirror: str | None = None # where to copy checkpoints and results: gs://, s3://, hf:// or file://; the run's name is added
 
+_STORES = dict(gs=('gcsfs', 'gcs'), s3=('s3fs', 's3'), hf=('huggingface_hub', ''), file=('fsspec', ''), memory=('fsspec', '')) # package, and the extra that brings it
+
 def open_mirror(
     url:str, # as in `run.mirror`
 ): # fsspec's file system, and the path in it
     "The store behind an address; `UserError` where nobody can write to such a one."
     from fsspec.core import url_to_fs
+    scheme, there, _ = url.partition('://')
+    if not there or scheme not in _STORES: raise UserError(f'run.mirror {url}: write gs://, s3://, hf:// or file://, then a path')
     try: return url_to_fs(url)
-    except ImportError as e: raise UserError(f'run.mirror {url}: {e}') from None
-    except ValueError as e: raise UserError(f'run.mirror {url}: {e}; gs://, s3://, hf:// and file:// are known') from None
+    except ImportError: raise UserError(f'run.mirror {url}: {MissingExtra(*_STORES[scheme])}') from None
+    except ValueError as e: raise UserError(f'run.mirror {url}: {e}') from None
+
 
 # %% ../../nbs/06_publish/06_mirror.ipynb #c008
 _PRIVATE = ('.tmp', '.lock', '.pkl')
@@ -40,36 +46,45 @@ def files_to_mirror(
     return {name: p for name, p in found.items() if not private(name, p)}
 
 class Copies:
-    "What a mirror has of a run."
+    "What a mirror has of a run, by `.mirror.json` in the run's folder."
     def __init__(self,
         folder:str|Path, # run folder
         url:str, # as in `run.mirror`
-    ): self.folder, self.url, self.sent = Path(folder), url, {}
+    ):
+        self.folder, self.url, self.file = Path(folder), url, Path(folder)/'.mirror.json'
+        known = json.loads(self.file.read_text(encoding='utf-8')) if self.file.exists() else {}
+        self.sent = known['sent'] if known.get('url') == url else {}
 
     def update(self)->int: # files copied
         "Copy what is new, remove what the run has removed."
         fs, root = open_mirror(self.url)
         root = f'{root.rstrip("/")}/{self.folder.name}'
         files = files_to_mirror(self.folder)
-        new = {name: stamp for name, p in files.items() if self.sent.get(name) != (stamp := _stamp(p))}
-        for name, stamp in new.items(): self._put(fs, f'{root}/{name}', files[name], name, stamp)
-        for name in [n for n in self.sent if n not in files and n.startswith('checkpoints/')]: self._remove(fs, f'{root}/{name}', name)
+        new = {name: stamp for name, p in files.items() if (stamp := _stamp(p)) and self.sent.get(name) != stamp}
+        gone = [n for n in self.sent if n not in files and n.startswith('checkpoints/')]
+        try:
+            for name, stamp in new.items(): self._put(fs, f'{root}/{name}', files[name], name, stamp)
+            for name in gone: self._remove(fs, f'{root}/{name}', name)
+        finally:
+            if new or gone: write_json(self.file, dict(url=self.url, sent=self.sent))
         links = {p.name: os.readlink(p) for p in (self.folder/'checkpoints').glob('*') if p.is_symlink()}
         if links and new: fs.pipe_file(f'{root}/checkpoints/links.json', json.dumps(links).encode())
         return len(new)
 
     def _put(self, fs, path, file, name, stamp):
         fs.makedirs(path.rsplit('/', 1)[0], exist_ok=True)
-        fs.put_file(str(file), path)
-        self.sent[name] = stamp
+        try: fs.put_file(str(file), path)
+        except FileNotFoundError:
+            if file.exists(): raise
+        else: self.sent[name] = stamp # otherwise the run has removed it meanwhile
 
     def _remove(self, fs, path, name):
-        fs.rm(path)
+        with suppress(FileNotFoundError): fs.rm(path)
         del self.sent[name]
 
 def _stamp(path):
-    stat = path.stat()
-    return stat.st_mtime_ns, stat.st_size
+    "Time and size of a file; none where it is gone."
+    with suppress(FileNotFoundError): return [(stat := path.stat()).st_mtime_ns, stat.st_size]
 
 # %% ../../nbs/06_publish/06_mirror.ipynb #c012
 class Mirror(Callback):
