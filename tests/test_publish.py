@@ -1,5 +1,5 @@
 """To the Hub and back, against a Hub of our own that speaks the real one's protocol and breaks on request."""
-import contextlib, io, json, os, re, runpy, shutil, signal, socket, subprocess, sys, time, urllib.request
+import contextlib, errno, io, json, os, re, runpy, shutil, signal, socket, subprocess, sys, time, traceback, urllib.request
 from pathlib import Path
 import numpy as np
 import pytest
@@ -472,6 +472,21 @@ def test_pipeline_needs_its_token_at_once(hub, run, data, tmp_path, monkeypatch)
     assert 'me/data (private' in said('pipeline', str(file), '--dry-run')[1]
 
 
+@pytest.mark.parametrize('space, first', [(dict(out='page'), 'would write the folder page:'), (dict(repo_id='me/page'), 'would publish to the space me/page (private, created if it is missing):'), (dict(repo_id='me/page', out='page'), 'would write the folder page, and:')])
+def test_dry_run_shows_the_space(hub, run, tmp_path, space, first):
+    "Every file of the page with its size, before anything is written or sent; exactly those are made then."
+    file = write_pipeline(tmp_path, model=dict(checkpoint_dir=str(run)), space=space)
+    shown = said('pipeline', str(file), '--dry-run')[1]
+    assert not hub.log and not (tmp_path/'page').exists()
+    title, *lines = shown.split('== space: make a web page\n')[1].split('\n\nstage')[0].splitlines()
+    assert title == first
+    listed = dict(re.findall(r'^ *[\d.]+ [KM]?B  (?!in )(\S+)()$', '\n'.join(lines), re.M))
+    assert {'app.py', 'Dockerfile', 'requirements.txt', 'model/model.safetensors', 'trm_nb/explore/solver.py'} <= set(listed) and lines[-1].endswith(f'in {len(listed)} files')
+    assert said('pipeline', str(file))[0] == 0
+    made = set(hub.repo('me/page', 'space').files) - {'.gitattributes'} if 'repo_id' in space else {p.relative_to(tmp_path/'page').as_posix() for p in (tmp_path/'page').rglob('*') if p.is_file()}
+    assert made == set(listed)
+
+
 def test_pipeline_goes_on_after_a_failure(hub, run, data, tmp_path):
     file = write_pipeline(tmp_path, dataset=dict(local_path=str(data), repo_id='me/data'), model=dict(checkpoint_dir=str(run), repo_id='me/tiny', include_code_snapshot=False, config_filename='all.yaml'), space=dict(out='page'))
     hub.fail('POST /api/models/me/tiny/commit', 500, times=1000)
@@ -487,6 +502,54 @@ def test_pipeline_goes_on_after_a_failure(hub, run, data, tmp_path):
     assert said('pipeline', str(file), '--force', 'dataset')[2].count('done before') == 2
     assert said('pipeline', str(file), '--skip', 'modle')[2] == "trm: unknown stage 'modle': did you mean 'model'?\n"
     assert hub.token not in file.with_suffix('.state.json').read_text()
+
+
+@pytest.mark.parametrize('error, code, last', [
+    (OSError(errno.ENOSPC, 'No space left on device', 'page/app.py'), 2, "trm: stage 'space' failed: No space left on device: page/app.py. Go on with: "), (KeyboardInterrupt(), 130, "trm: stage 'space' was interrupted. Go on with: "),
+    (ZeroDivisionError('a bug'), None, "stage 'space' failed. Go on with: "), (UserError('no such thing'), 2, "trm: stage 'space' failed: no such thing. Go on with: ")])
+@pytest.mark.parametrize('full', [False, True], ids=['', 'nothing can be written'])
+def test_every_failure_names_its_stage(run, tmp_path, monkeypatch, error, code, last, full):
+    "A mistake, a full disk, Ctrl-C: one line, and no more; a bug keeps its traceback, and the last line of that says how to go on."
+    def fail(*args): raise error
+    def broken(*args): raise OSError(errno.ENOSPC, 'No space left on device', 'project.state.json')
+    def make(*args):
+        if full: monkeypatch.setattr(pipeline, 'write_json', broken)
+        fail()
+    monkeypatch.setattr(pipeline, 'write_folder', make)
+    file = write_pipeline(tmp_path, model=dict(checkpoint_dir=str(run)), space=dict(out='page'))
+    with contextlib.redirect_stderr(io.StringIO()) as err:
+        try: found = cli.call(['pipeline', str(file), '--skip', 'dataset', '--force', 'model'])
+        except ZeroDivisionError: found, _ = None, traceback.print_exc()
+    lines = err.getvalue().splitlines()
+    assert found == code and lines[-1] == f'{last}trm pipeline {file} --skip dataset' and ('Traceback' in err.getvalue()) == (code is None)
+    assert [l.split()[:2] for l in lines if l.startswith('space ')] and State(file).get('space')['status'] == ('running' if full else 'stopped' if code == 130 else 'failed')
+
+
+def test_failures_before_a_stage_runs(run, tmp_path, monkeypatch):
+    "Also where it is only looked at whether a stage is done, and where its program is not there."
+    def fail(*args): raise OSError(errno.EACCES, 'Permission denied', 'card.md')
+    file = write_pipeline(tmp_path, training=dict(checkpoint_dir=str(run), python_executable='no-such-python'))
+    assert said('pipeline', str(file))[2].splitlines()[-1] == f"trm: stage 'train' failed: there is no program 'no-such-python'. Go on with: trm pipeline {file}"
+    monkeypatch.setattr(pipeline, 'hash_files', fail)
+    file = write_pipeline(tmp_path, model=dict(checkpoint_dir=str(run)), space=dict(out='page'))
+    assert said('pipeline', str(file))[2].splitlines()[-1] == f"trm: stage 'space' failed: Permission denied: card.md. Go on with: trm pipeline {file}"
+
+
+def test_edited_files_are_published_again(hub, run, data, tmp_path, monkeypatch):
+    "What counts is what stands in a card, in a further file and in the library's code, not what they are called."
+    for name in ('data.md', 'model.md'): (tmp_path/name).write_text(f'---\nlicense: mit\n---\n# {name}\n')
+    for name in ('a.txt', 'b.txt', 'c.txt', 'code.py'): (tmp_path/name).write_text('first')
+    monkeypatch.setattr(pipeline, 'code_files', lambda: {'trm_nb/code.py': tmp_path/'code.py'})
+    file = write_pipeline(tmp_path, dataset=dict(local_path=str(data), repo_id='me/data', readme_path='data.md', extra_files={'a.txt': 'a.txt'}), space=dict(out='page', extra_files={'c.txt': 'c.txt'}),
+                          model=dict(checkpoint_dir=str(run), repo_id='me/tiny', model_card_path='model.md', extra_files={'docs/b.txt': 'b.txt'}))
+    assert said('pipeline', str(file))[0] == 0
+    due = lambda: re.findall(r'^== (\w+): (?!done before|dataset.build|there is no)', dry_run(file), re.M)
+    assert due() == []
+    for name, stages in (('data.md', ['dataset']), ('model.md', ['model']), ('a.txt', ['dataset']), ('b.txt', ['model']), ('c.txt', ['space']), ('code.py', ['model', 'space'])):
+        (tmp_path/name).write_text('---\nlicense: mit\n---\n# Edited\n')
+        assert due() == stages, name
+        assert said('pipeline', str(file))[0] == 0 and due() == []
+    assert b'# Edited' in hub.repo('me/tiny').files['README.md'] and b'# Edited' in hub.repo('me/tiny').files['docs/b.txt'] and b'# Edited' in hub.repo('me/data', 'dataset').files['README.md']
 
 
 def test_progress_is_told(hub, run, data, tmp_path, monkeypatch):
@@ -534,6 +597,28 @@ def test_a_further_machine_only_trains(tmp_path, monkeypatch):
     write_json(tmp_path/'runs/a/status.json', dict(status='failed', message='no room'))
     monkeypatch.setattr(pipeline, 'call', lambda *a: None)
     with pytest.raises(UserError, match="stage 'train' failed: no room"): run_pipeline(file, force=['train'])
+
+
+@pytest.mark.slow
+def test_changed_training_starts_anew_when_forced(data, tmp_path, monkeypatch, capfd):
+    "A run goes on only with its own settings and data; what the last line says helps, and nothing is advised that a pipeline cannot do."
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(data, 'data')
+    training = dict(checkpoint_dir='runs/a', use_torchrun=False, overrides=[*TINY, 'learn.steps=20', 'learn.lr=1e-3'])
+    file = write_pipeline(tmp_path, dataset=dict(local_path='data'), training=training)
+    assert said('pipeline', str(file))[0] == 0
+    write_pipeline(tmp_path, dataset=dict(local_path='data'), training=training | dict(overrides=[*TINY, 'learn.steps=20', 'learn.lr=2e-3']))
+    def refused():
+        code, _, err = said('pipeline', str(file))
+        child = capfd.readouterr().err.splitlines()[-1]
+        assert code == 2 and 'name=' not in child and '--' not in child and err.splitlines()[-1].endswith(f'start anew, which throws away what runs/a holds: trm pipeline {file} --force train')
+        return child
+    assert refused() == refused() == "trm: runs/a was trained with another 'learn.lr': set it back to go on, or start anew in another folder"
+    write_pipeline(tmp_path, dataset=dict(local_path='data'), training=training)
+    shutil.rmtree('data')
+    write_generated(tmp_path/'data', size=4, train=30, test=20)
+    assert 'was trained on other puzzles' in refused()
+    assert said('pipeline', str(file), '--force', 'train')[0] == 0 and said('pipeline', str(file))[2].count('done before') == 1
 
 
 @pytest.mark.slow

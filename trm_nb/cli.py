@@ -133,7 +133,7 @@ def explain_error(
     "What to tell the user."
     if isinstance(error, UserError): return f'trm: {" ".join(str(error).split())}', 2
     if hasattr(error, 'format_message'): return _usage(error), 2
-    if isinstance(error, KeyboardInterrupt): return 'trm: interrupted', 130
+    if isinstance(error, KeyboardInterrupt): return f"trm: {str(error) or 'interrupted'}", 130
     if isinstance(error, typer.Abort): return 'trm: given up', 1
     if isinstance(error, OSError) and error.errno in _DISK: return f'trm: {_DISK[error.errno]}: {error.filename or error}', 2
 

@@ -91,7 +91,7 @@ def _check_folder(config, resume, overwrite):
     if resume and not steps: raise UserError(f'{folder} has no checkpoint to resume from')
     if resume:
         key = changed_setting(make_config(read_yaml(folder/'config.yaml')), config)
-        if key: raise UserError(f"{folder} was trained with another '{key}': drop it to resume, or choose another name=")
+        if key: raise UserError(f"{folder} was trained with another '{key}': set it back to go on, or start anew in another folder")
     elif (folder/'config.yaml').exists() and not overwrite:
         raise UserError(f'{folder} already holds a run: --resume goes on with it, --overwrite starts anew, name=... starts another')
 
@@ -110,7 +110,7 @@ def _check_data(config, train):
     "Refuse to go on with other puzzles than those that were trained on; where they lie does not matter."
     said = read_metadata(config.folder/'checkpoints'/'last').get('data') or {}
     if 'fingerprint' in said and said['fingerprint'] != train.fingerprint():
-        raise UserError(f"{config.folder} was trained on other puzzles ({said.get('path')}) than {train.path} holds: give it the same data, or choose another name=")
+        raise UserError(f"{config.folder} was trained on other puzzles ({said.get('path')}) than {train.path} holds: give it the same data, or start anew in another folder")
 
 def prepare(
     config:Config, # the run

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Files', 'WAITS', 'Private', 'Create', 'Dry', 'Include', 'Ignore', 'Extra', 'Card', 'License', 'Message', 'size_of',
            'size_text', 'PublishSettings', 'select', 'need_token', 'refuse_secrets', 'check_repo', 'attempt',
-           'Published', 'move_tag', 'publish', 'plan_text', 'csv_bytes', 'jsonl_bytes', 'dataset_files',
+           'Published', 'move_tag', 'publish', 'listing', 'plan_text', 'csv_bytes', 'jsonl_bytes', 'dataset_files',
            'without_places', 'code_files', 'requirements', 'tags_of', 'as_json', 'weights_files', 'model_files',
            'publish_dataset', 'publish_model', 'options', 'publish_dataset_command', 'publish_model_command']
 
@@ -181,6 +181,13 @@ def publish(
     return Published(repo, kind, f"{api.endpoint}/{'' if kind == 'model' else kind + 's/'}{repo}", commit.oid, list(files), sum(map(size_of, files.values())), list(tags))
 
 # %% ../../nbs/06_publish/02_hub.ipynb #c021
+def listing(
+    files:Files, # what
+)->list[str]: # lines
+    "Every file and its size, then all together."
+    sizes = {p: size_of(c) for p, c in files.items()}
+    return [*(f'{size_text(n):>9}  {p}' for p, n in sizes.items()), f'{size_text(sum(sizes.values())):>9}  in {len(sizes)} files']
+
 def plan_text(
     files:Files, # what
     repo:str, # where
@@ -189,11 +196,9 @@ def plan_text(
     tags:list[str]=(), # names of the new state
 )->str:
     "What publishing would do."
-    sizes = {p: size_of(c) for p, c in files.items()}
     how = f"{'private' if settings.private else 'PUBLIC'}{', created if it is missing' if settings.create else ''}"
-    lines = [f'{size_text(n):>9}  {p}' for p, n in sizes.items()]
     named = f"; tags {', '.join(tags)}" if tags else ''
-    return '\n'.join([f'would publish to the {kind} {repo} ({how}):', *lines, f'{size_text(sum(sizes.values())):>9}  in {len(sizes)} files{named}'])
+    return '\n'.join([f'would publish to the {kind} {repo} ({how}):', *listing(files)]) + named
 
 # %% ../../nbs/06_publish/02_hub.ipynb #c025
 def csv_bytes(

@@ -9,8 +9,8 @@ __all__ = ['DatasetSection', 'TrainingSection', 'ModelSection', 'SpaceSection', 
            'pipeline_command']
 
 # %% ../../nbs/06_publish/05_pipeline.ipynb #c002
-import ctypes, hashlib, json, os, re, shlex, shutil, signal, subprocess, sys, time
-from contextlib import contextmanager
+import ctypes, errno, hashlib, json, os, re, shlex, shutil, signal, subprocess, sys, time
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from ..learn.launch import answers, torchrun_command
 from ..learn.telemetry import SINKS, Run, TelemetrySettings, chosen_sinks
 from ..models.pretrained import find_checkpoint
 from .cards import read_subject
-from .hub import PublishSettings, check_repo, dataset_files, model_files, need_token, plan_text, publish, tags_of
+from .hub import PublishSettings, check_repo, code_files, dataset_files, listing, model_files, need_token, plan_text, publish, tags_of
 from .space import space_files, write_folder
 
 # %% ../../nbs/06_publish/05_pipeline.ipynb #c008
@@ -199,6 +199,13 @@ class Stage:
 # %% ../../nbs/06_publish/05_pipeline.ipynb #c016
 class StageFailed(UserError):
     "A stage did not do its work."
+    def __init__(self,
+        message:str, # what went wrong
+        code:int|None=None, # exit code of the process that did it
+        anew:str='', # what would have to be thrown away to start anew, where that may be the only way
+    ):
+        super().__init__(message)
+        self.code, self.anew = code, anew
 
 def _die_with_parent():
     "Ask Linux to send SIGTERM to a process when its parent dies, in whatever way."
@@ -209,14 +216,15 @@ def call(
     environment:dict[str, str]={}, # beside our own
 ):
     "Run a command to its end; `StageFailed` where it fails, KeyboardInterrupt where it was stopped."
-    process, interrupted = subprocess.Popen(command, env=os.environ | environment, preexec_fn=_die_with_parent), False
+    try: process, interrupted = subprocess.Popen(command, env=os.environ | environment, preexec_fn=_die_with_parent), False
+    except FileNotFoundError: raise StageFailed(f"there is no program '{command[0]}'") from None
     while True:
         try: code = process.wait()
         except KeyboardInterrupt:
             interrupted = True # the process has got it too, and saves
             continue
         if code in (130, -signal.SIGINT) or (code and interrupted): raise KeyboardInterrupt
-        if code: raise StageFailed(f'it ended with code {code}; what it said stands above')
+        if code: raise StageFailed(f'it ended with code {code}; what it said stands above', code)
         return
 
 def trm(
@@ -279,7 +287,8 @@ def _environment(section): return section.env | ({'PET_RDZV_ID': section.rdzv_id
 def _train(section, data, force):
     if ranks_of(section.checkpoint_dir): raise StageFailed(f'processes {ranks_of(section.checkpoint_dir)} train in {section.checkpoint_dir} already')
     flags = _resume_or_not(Path(section.checkpoint_dir), force)
-    call(train_command(section, data, flags), _environment(section))
+    try: call(train_command(section, data, flags), _environment(section))
+    except StageFailed as e: raise StageFailed(str(e), e.code, section.checkpoint_dir if e.code == 2 and '--resume' in flags else '') from None
     step = saved_steps(Path(section.checkpoint_dir)/'checkpoints')[-1]
     return f'{section.checkpoint_dir}, step {step}'
 
@@ -329,15 +338,25 @@ def _publish_model(section, run, repo, dataset, force):
     subject = read_subject(run, section.checkpoint)
     return publish(_model_files(section, subject, repo, dataset), repo, 'model', section.how(), f'Publish step {subject.step}', tags_of(subject))
 
+def _space_files(section, subject, model): return space_files(subject, section.repo_id or 'me/page', section.how(), model)
+
 def _make_space(section, run, model, force):
     "Write the page, publish it, or both."
     subject, done = read_subject(run), []
-    files = space_files(subject, section.repo_id or 'me/page', section.how(), model)
+    files = _space_files(section, subject, model)
     if section.out:
         if Path(section.out, 'space.json').is_file(): shutil.rmtree(section.out) # one of ours
         done.append(str(write_folder(files, section.out)))
     if section.repo_id: done.append(str(publish(files, section.repo_id, 'space', section.how(), f'Publish step {subject.step}')))
     return '; '.join(done)
+
+def _beside(section, card=None):
+    "Content of the card and of the further files that a section names."
+    return {name: hash_files(name) for name in [card, *section.extra_files.values()] if name}
+
+def _library(code):
+    "What the library itself adds: its templates and, where that is published, its code."
+    return [hash_files(experiments_path('hub')), {path: hash_files(file) for path, file in code_files().items()} if code else None]
 
 def _weights(run, checkpoint='best'):
     "Fingerprint of a checkpoint; None before there is one."
@@ -351,7 +370,7 @@ def _data_stages(p):
     repo, there = _dataset_repo(d), lambda: Path(d.local_path).is_dir()
     own = d.model_dump(exclude={'build', 'token'})
     return [Stage('build', f'make {d.local_path}', lambda: [d.build, d.local_path, _sources(d.build)], partial(_build, d), there, '' if d.build else 'dataset.build is not set'),
-            Stage('dataset', f'publish it as {repo}', lambda: [own, repo, hash_files(d.local_path)], lambda force: str(_publish_dataset(d, check_repo(repo, ''), force)), there,
+            Stage('dataset', f'publish it as {repo}', lambda: [own, repo, hash_files(d.local_path), _beside(d, d.readme_path)], lambda force: str(_publish_dataset(d, check_repo(repo, ''), force)), there,
                   '' if repo else 'dataset.repo_id is not set')]
 
 def _command(training, data, force=False):
@@ -374,8 +393,9 @@ def _model_stages(p):
     lacking = 'no training and no model.checkpoint_dir' if not run else 'training.dry_run' if p.training and p.training.dry_run and not there() else ''
     why_m = lacking or ('there is no section model' if not m else '' if repo else 'model.repo_id is not set')
     why_s = lacking or ('there is no section space' if not s else '' if s.repo_id or s.out else 'neither space.repo_id nor space.out is set')
-    return [Stage('model', f'publish the model as {repo}', lambda: [m.model_dump(exclude={'token'}), repo, dataset, _weights(run, m.checkpoint)], lambda force: str(_publish_model(m, run, check_repo(repo, ''), dataset, force)), there, why_m),
-            Stage('space', 'make a web page', lambda: [s.model_dump(exclude={'token'}), repo, _weights(run)], lambda force: _make_space(s, run, repo, force),
+    inputs_m = lambda: [m.model_dump(exclude={'token'}), repo, dataset, _weights(run, m.checkpoint), _beside(m, m.model_card_path), _library(m.include_code_snapshot)]
+    return [Stage('model', f'publish the model as {repo}', inputs_m, lambda force: str(_publish_model(m, run, check_repo(repo, ''), dataset, force)), there, why_m),
+            Stage('space', 'make a web page', lambda: [s.model_dump(exclude={'token'}), repo, _weights(run), _beside(s), _library(True)], lambda force: _make_space(s, run, repo, force),
                   lambda: there() and (not s.out or Path(s.out, 'app.py').is_file()), why_s)]
 
 def _machine(pipeline): return pipeline.training.node_rank if pipeline.training else 0
@@ -413,7 +433,7 @@ class Board:
         "One stage has ended."
         if not self.sinks: return
         row = self.state.get('telemetry').get('rows', 0) + 1
-        self.state.put('telemetry', rows=row)
+        self._try(lambda: self.state.put('telemetry', rows=row))
         for sink in self.sinks:
             self._try(lambda: sink.log(row, {'pipeline/stage': number, f'pipeline/{name}/seconds': seconds}))
             self._try(lambda: sink.summary({f'pipeline/{name}': status}))
@@ -424,16 +444,35 @@ class Board:
         "The pipeline has ended."
         for sink in self.sinks: self._try(lambda: sink.finish(done))
 
-def _run_stage(stage, state, force, file):
-    "Run a stage and keep how it ended; a failure names it and says how to go on."
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS) # no bug: the disk is full, or may not be written to
+
+def _way_on(error, again):
+    "How to go on after a failure."
+    if getattr(error, 'anew', ''): return f'Mend that, then go on with: {again}. If settings or data were changed, set them back, or start anew, which throws away what {error.anew} holds: {again} --force train'
+    return f'Go on with: {again}'
+
+@contextmanager
+def _telling(stage, again):
+    "A failure names the stage and says how to go on; a bug keeps its traceback."
+    try: yield
+    except KeyboardInterrupt as e: raise KeyboardInterrupt(f"stage '{stage}' was interrupted. {_way_on(e, again)}") from None
+    except BaseException as e:
+        full = isinstance(e, OSError) and e.errno in _FULL
+        what = f'{e.strerror}: {e.filename}' if full and e.filename else e.strerror if full else e
+        if isinstance(e, UserError) or full: raise StageFailed(f"stage '{stage}' failed: {what}. {_way_on(e, again)}") from None
+        e.add_note(f"stage '{stage}' failed. {_way_on(e, again)}")
+        raise
+
+def _run_stage(stage, state, force):
+    "Run a stage and keep how it ended, where the disk allows it."
     began, mark = time.time(), stage.mark()
     try:
         if state.get(stage.name).get('status') == 'running': stage.recover()
         state.put(stage.name, fingerprint=mark, status='running')
         result = stage.run(force)
     except BaseException as e:
-        state.put(stage.name, fingerprint=mark, status='stopped' if isinstance(e, KeyboardInterrupt) else 'failed', result=without_token(' '.join(str(e).split()))[:300], seconds=time.time() - began)
-        if isinstance(e, UserError): raise StageFailed(f"stage '{stage.name}' failed: {e}. Go on with: trm pipeline {file}") from None
+        ended = dict(status='stopped' if isinstance(e, KeyboardInterrupt) else 'failed', result=without_token(' '.join(str(e).split()))[:300], seconds=time.time() - began)
+        with suppress(OSError): state.put(stage.name, fingerprint=mark, **ended)
         raise
     state.put(stage.name, fingerprint=stage.mark(), status='done', result=result, seconds=time.time() - began)
 
@@ -484,22 +523,31 @@ def run_pipeline(
         if any(not why and s.name in publishing for s, why in plan(stages, state, skip, force)): need_token()
         return _run_all(stages, state, skip, force, file, Board(telemetry, state, file.stem))
 
+def _again(file, skip, force):
+    "The command that goes on."
+    return shlex.join(['trm', 'pipeline', str(file), *(w for s in skip for w in ('--skip', s)), *(w for s in force for w in ('--force', s))])
+
 def _run_all(stages, state, skip, force, file, board):
     said = {}
     for i, stage in enumerate(stages, 1):
-        why = plan([stage], state, [n for n in skip if n == stage.name], [n for n in force if n == stage.name])[0][1]
-        print(f"== {i}/{len(stages)} {stage.name}: {why or stage.about}", file=sys.stderr, flush=True)
-        said[stage.name] = ('not wanted' if why == stage.unwanted else why) if why else 'done'
+        later = [s.name for s in stages[i:] if s.name in force]
         try:
-            if not why: _run_stage(stage, state, stage.name in force, file)
+            with _telling(stage.name, _again(file, skip, later)): said[stage.name] = _look_and_run(stage, f'{i}/{len(stages)}', state, skip, force)
         except BaseException:
-            print(status_table(stages, state, {k: v for k, v in said.items() if k != stage.name}), file=sys.stderr)
+            print(status_table(stages, state, said), file=sys.stderr)
             board.show(i, stage.name, 'failed')
             board.close(False)
             raise
         board.show(i, stage.name, said[stage.name], state.get(stage.name).get('seconds', 0.))
     board.close()
     return status_table(stages, state, said)
+
+def _look_and_run(stage, number, state, skip, force):
+    "Run a stage if it is to be run; what is said of it in the table."
+    why = plan([stage], state, [n for n in skip if n == stage.name], [n for n in force if n == stage.name])[0][1]
+    print(f'== {number} {stage.name}: {why or stage.about}', file=sys.stderr, flush=True)
+    if not why: _run_stage(stage, state, stage.name in force)
+    return 'done' if not why else 'not wanted' if why == stage.unwanted else why
 
 # %% ../../nbs/06_publish/05_pipeline.ipynb #c025
 def _what_it_would(pipeline, stages, state, skip, force):
@@ -516,6 +564,12 @@ def _details(name, p, force):
     if name == 'model' and _weights(p.run, m.checkpoint):
         subject = read_subject(p.run, m.checkpoint)
         yield plan_text(_model_files(m, subject, _model_repo(m), d and _dataset_repo(d)), _model_repo(m), 'model', m.how(), tags_of(subject))
+    if name == 'space' and _weights(p.run): yield from _space_plan(p.space, _space_files(p.space, read_subject(p.run), m and _model_repo(m)))
+
+def _space_plan(section, files):
+    "What would be published, or else written."
+    if section.out: yield f'would write the folder {section.out}' + (', and:' if section.repo_id else ':')
+    yield plan_text(files, section.repo_id, 'space', section.how()) if section.repo_id else '\n'.join(listing(files))
 
 def dry_run(
     file:str|Path, # YAML
