@@ -12,8 +12,9 @@ from trm_nb.explore.solver import Solver
 from trm_nb.models.act import PuzzleShape
 from trm_nb.models.pretrained import save_pretrained
 from trm_nb.models.zoo import build_model
-from trm_nb.serve.api import AnswerOut, ModelInfo, SolveRequest, SolveResponse, create_app, log_json
+from trm_nb.serve.api import AnswerOut, ModelInfo, SolveRequest, SolveResponse, create_app, log_json, serve
 from trm_nb.serve.engine import Closed, Engine, Full, Models, ServeSettings
+from trm_nb.serve.tasks import NAMELESS, RANDOM, UNTOLD
 
 testclient = pytest.importorskip('fastapi.testclient')
 SMALL = dict(name='trm', mlp_t=True, hidden_size=16, num_heads=1, H_cycles=1, L_cycles=1, L_layers=1, puzzle_emb_ndim=0, puzzle_emb_len=1, halt_max_steps=3)
@@ -124,8 +125,8 @@ class Echo:
     def __exit__(self, *error): del self.solver.act.inner.heads, self.solver.act.inner.embed
 
 
-def arc_checkpoint(folder, rows, table=16):
-    return save_pretrained(build_model(SMALL | dict(hidden_size=8, puzzle_emb_ndim=table, puzzle_emb_len=2, halt_max_steps=1, mlp_t=False), PuzzleShape(12, 900, rows)), folder, 'arc')
+def arc_checkpoint(folder, rows, table=16, **metadata):
+    return save_pretrained(build_model(SMALL | dict(hidden_size=8, puzzle_emb_ndim=table, puzzle_emb_len=2, halt_max_steps=1, mlp_t=False), PuzzleShape(12, 900, rows)), folder, 'arc', **metadata)
 
 
 def test_arc_task_is_answered_honestly(tmp_path):
@@ -134,7 +135,7 @@ def test_arc_task_is_answered_honestly(tmp_path):
         response = c.post('/api/solve', json=dict(task=TASK, votes=6)).json()
     SolveResponse(**response)
     task = response['task']
-    assert (task['name'], task['identifier'], task['copies']) == ('task', 'blank', 6) and 'blank row 0' in task['note'] and 'guess' in task['note']
+    assert (task['name'], task['identifier'], task['copies']) == (NAMELESS, 'blank', 6) and 'blank row 0' in task['note'] and 'guess' in task['note']
     assert [[(a['grid'], a['votes'], a['right']) for a in p['attempts']] for p in task['pairs']] == [[([[4, 5]], 6, False)], [([[6]], 6, None)]]
     assert [a['grid'] for a in response['answers']] == [[[4, 5]], [[6]]]
 
@@ -167,6 +168,50 @@ def test_arc_without_a_table(tmp_path):
         assert c.post('/api/solve', json=dict(task_id='00000000')).status_code == 404 and len(c.get('/api/examples').json()) == 5
 
 
+def test_a_name_that_nobody_gave_is_not_known(tmp_path):
+    "A checkpoint that has learned a task.json answers another task that came without a name as what it is: unknown."
+    folder = arc_checkpoint(tmp_path/'arc', 2)
+    write_json(folder/'identifiers.json', ['<blank>', 'task'])
+    with client(Solver.from_pretrained(folder, 'cpu')) as c:
+        assert [c.post('/api/solve', json=dict(task=TASK) | name).json()['task']['identifier'] for name in ({}, dict(task_id='task'))] == ['blank', 'known']
+
+
+def test_several_arc_tasks(tmp_path):
+    "Tasks and names of tasks in one request; votes are counted task by task."
+    folder = arc_checkpoint(tmp_path/'arc', 4)
+    write_json(folder/'identifiers.json', ['<blank>', 'x', 'y', '007bbfb7'])
+    other = dict(train=TASK['train'], test=[dict(input=[[7, 8, 9]], output=[[7, 8, 9]])])
+    solver = Solver.from_pretrained(folder, 'cpu')
+    with Echo(solver), client(solver, max_batch=64, max_puzzles=20) as c:
+        response = c.post('/api/solve', json=dict(tasks=[TASK, '007bbfb7', other], votes=4)).json()
+        SolveResponse(**response)
+        first, known, last = response['tasks']
+        assert [(t['name'], t['identifier'], t['copies']) for t in (first, known, last)] == [(NAMELESS, 'blank', 4), ('007bbfb7', 'known', 1), (NAMELESS, 'blank', 4)]
+        assert [[p['attempts'][0]['grid'] for p in t['pairs']] for t in (first, last)] == [[[[4, 5]], [[6]]], [[[7, 8, 9]]]] and last['pairs'][0]['attempts'][0]['right'] is True
+        grids = [a['grid'] for a in response['answers']]
+        assert len(grids) == 4 and grids[:2] == [[[4, 5]], [[6]]] and grids[3] == [[7, 8, 9]] and 'task' not in response
+        single = c.post('/api/solve', json=dict(task=TASK, votes=4)).json()
+        assert single['task'] == first and 'tasks' not in single
+        for tasks, status, words in (([TASK] * 3, 422, 'at most 20 puzzles'), ([TASK, {}], 422, 'number 2'), (['inkala-2012'], 422, 'no ARC task'), (['00000000'], 404, 'no task'), (['../x'], 404, 'no task'), ([], 422, 'list of tasks'), ([TASK] * 21, 422, 'at most 20'), ('007bbfb7', 422, 'list')):
+            refused = c.post('/api/solve', json=dict(tasks=tasks, votes=4))
+            assert refused.status_code == status and words in refused.json()['error'], (tasks, refused.text)
+        assert c.post('/api/solve', json=dict(tasks=[TASK], task=TASK)).status_code == c.post('/api/solve', json=dict(tasks=[TASK], task_id='x')).status_code == 422
+
+
+@pytest.mark.parametrize('rows, table, step, random, said', [(4, 16, 100, False, 'blank'), (4, 16, 0, True, 'blank'), (1, 16, None, False, 'blank'), (4, 0, 100, False, 'none')])
+def test_a_grid_without_a_task_is_answered_honestly(tmp_path, rows, table, step, random, said):
+    with client(Solver.from_pretrained(arc_checkpoint(tmp_path/'arc', rows, table, step=step), 'cpu')) as c:
+        ask = lambda **body: c.post('/api/solve', json=body).json()['notes']
+        assert ask(puzzle=[[1, 2]]) == ask(puzzles=[[[1, 2]], [[3]]]) == [RANDOM] * random + [UNTOLD[said]]
+        assert ask(task=TASK) == [RANDOM] * random                               # the task has its own note
+        if table and rows > 1: assert ask(puzzle=[[1, 2]], identifier=2) == [RANDOM] * random
+        assert c.get('/api/model-info').json()['trained'] == (None if step is None else not random)
+
+
+def test_a_trained_sudoku_model_needs_no_note(solver):
+    with client(solver) as c: assert c.post('/api/solve', json=dict(puzzle=FOUR)).json()['notes'] == []
+
+
 def test_model_info_metrics_health(solver, checkpoint):
     with client(solver) as c:
         info = c.get('/api/model-info').json()
@@ -185,6 +230,16 @@ def test_documentation_is_right(solver):
     for example in solve['requestBody']['content']['application/json']['examples'].values(): SolveRequest(**example['value'])
     assert {'200', '401', '413', '415', '422', '429', '500', '503', '504'} <= set(solve['responses'])
     assert {'/health', '/metrics', '/api/model-info', '/api/examples', '/api/task/{id}'} <= set(api['paths'])
+    for path in ('/health', '/api/examples', '/api/task/{id}'): assert api['paths'][path]['get']['responses']['200']['content']['application/json']['schema'], path
+
+
+def test_documentation_needs_no_network(solver):
+    "Every operation, field and example on a page that fetches nothing."
+    import re
+    with client(solver) as c: page, api = c.get('/docs').text, c.get('/openapi.json').json()
+    assert not re.search(r'(src|href)="?(https?:)?//|@import|url\(', page) and c.get('/redoc').status_code == 404
+    solve = api['paths']['/api/solve']['post']['requestBody']['content']['application/json']
+    for words in [*api['paths'], *solve['schema']['properties'], *api['components']['schemas']['AnswerOut']['properties'], 'Several ARC tasks', '&quot;tasks&quot;']: assert words in page, words
 
 
 # who may ask
@@ -207,13 +262,37 @@ def test_cors_is_off_unless_asked_for(solver, checkpoint):
         assert 'access-control-allow-origin' not in c.get('/health', headers={'origin': 'https://b.org'}).headers
 
 
+FOREIGN = [b'https://evil.org', b'null', b'http://testserver.evil.org', b'http://evil.org:80/testserver', b'https://testserver:8443', b'\xff\xfe']
+
+
+def test_pages_of_other_sites_may_not_ask(solver, checkpoint):
+    "Nothing is done for a page of another site, whatever it sends and whatever the application behind would say."
+    body = json.dumps(dict(puzzle=FOUR))
+    with client(solver) as c:
+        c.app.get('/inviting')(lambda: __import__('fastapi').Response('x', headers={'Access-Control-Allow-Origin': '*', 'access-control-allow-credentials': 'true', 'x-other': '1'}))
+        for origin in FOREIGN:
+            for ask in (lambda h: c.post('/api/solve', content=body, headers=h | {b'content-type': b'application/json'}), lambda h: c.get('/inviting', headers=h), lambda h: c.options('/api/solve', headers=h | {b'access-control-request-method': b'POST'})):
+                refused = ask({b'origin': origin})
+                assert refused.status_code == 403 and not [k for k in refused.headers if k.startswith('access-control')] and set(refused.json()) == {'error', 'request'}
+        assert c.app.state.models.get().stats()['answered'] == 0
+        for headers in ({}, {'origin': 'http://testserver'}, {'origin': 'HTTP://TestServer'}, {'origin': 'https://own.example', 'x-forwarded-host': 'own.example'}):
+            assert c.post('/api/solve', content=body, headers=headers | {'content-type': 'application/json'}).status_code == 200
+            told = c.get('/inviting', headers=headers)
+            assert told.status_code == 200 and told.headers['x-other'] == '1' and not [k for k in told.headers if k.startswith('access-control')]
+        c.app.state.origins.add('https://share.example')                           # the address of a tunnel
+        assert c.get('/health', headers={'origin': 'https://share.example'}).status_code == 200
+    with client(Solver.from_pretrained(checkpoint, 'cpu'), cors=['https://a.org']) as c:
+        assert c.post('/api/solve', content=body, headers={'origin': 'https://a.org', 'content-type': 'application/json'}).headers['access-control-allow-origin'] == 'https://a.org'
+        assert c.post('/api/solve', content=body, headers={'origin': 'https://b.org', 'content-type': 'application/json'}).status_code == 403
+
+
 # what must not break it
 
 HOSTILE = [b'', b'{', b'null', b'[]', b'[' * 60_000, b'{"puzzle":' * 20_000, b'{"puzzle": ' + b'[' * 900 + b']' * 900 + b'}', b'{"puzzle": NaN}', b'{"puzzle": [[NaN, Infinity, -Infinity, 0]]}', b'{"puzzle": 1e400}', b'\xff\xfe{}', '{"puzzle": "١"}'.encode(),
            b'{"puzzle": "\\ud800"}', b'{"puzzles": "' + b'1' * 50_000 + b'"}', b'{"puzzle": [[' + b'0,' * 400_000 + b'0]]}', b'{"puzzle": {"__class__": "os"}}', b'{"puzzles": []}', b'{"puzzles": [[]]}', b'{"puzzles": [null]}', b'{"puzzles": {"0": "1"}}',
            b'{"puzzle": "1...............", "max_steps": 1e9}', b'{"puzzle": "1...............", "max_steps": true, "identifier": -1}', b'{"puzzle": "1...............", "time_limit": NaN}', b'{"puzzle": "1...............", "model": "../../../etc/passwd"}',
            b'{"puzzle": "1...............", "model": "\\ud800"}', b'{"puzzle": "1...............", "x": 1}', b'{"task": {}}', b'{"task": 3}', b'{"task": {"train": [{"input": [[1]], "output": [[1]]}], "test": [{"input": [[' + b'[' * 200 + b']' * 200 + b']]}]}}',
-           b'{"task_id": "../../etc/passwd"}', b'{"task_id": "..%2f"}', b'{"puzzle": [[99999999999999999999999999]]}', b'{"puzzle": [["\\u0000"]]}', b'{"puzzle": [[true, false]]}', b'{"puzzle": ' + b'9' * 5000 + b'}']
+           b'{"tasks": [{}]}', b'{"tasks": "\\ud800"}', b'{"tasks": ["\\ud800", 3]}', b'{"tasks": [' + b'[' * 200 + b']' * 200 + b']}', b'{"task_id": "../../etc/passwd"}', b'{"task_id": "..%2f"}', b'{"puzzle": [[99999999999999999999999999]]}', b'{"puzzle": [["\\u0000"]]}', b'{"puzzle": [[true, false]]}', b'{"puzzle": ' + b'9' * 5000 + b'}']
 
 
 def test_hostile_bodies(solver):
@@ -370,6 +449,18 @@ def test_models(checkpoint, tmp_path, monkeypatch):
         assert len(loads) == 2
 
 
+def test_a_name_is_never_taken_for_a_path(checkpoint, tmp_path, monkeypatch):
+    "Where the Hub may be asked, me/model is the Hub's, though a folder of that name is here."
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'me').mkdir()
+    (tmp_path/'me/model').symlink_to(checkpoint)
+    fetched = []
+    with Models(checkpoint, ServeSettings(hub=True), 'cpu', fetch=lambda name: fetched.append(name) or arc_checkpoint(tmp_path/'hub', 1)) as models:
+        assert models.get('me/model').solver.puzzle.name == 'arc' and fetched == ['me/model']
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    with Models(checkpoint, ServeSettings(hub=True), 'cpu') as models, pytest.raises(UserError, match='from the Hub'): models.get('me/model')
+
+
 def test_closing_finishes_what_was_accepted(solver, puzzles):
     with Gated(solver) as gated:
         engine = Engine(solver, ServeSettings(max_batch=2))
@@ -390,6 +481,16 @@ def test_closing_finishes_what_was_accepted(solver, puzzles):
             with pytest.raises(Closed): f.result(30)
         gated.open()
         engine_closed.join()
+
+
+def test_the_server_waits_as_long_as_a_request_may_take(solver, monkeypatch):
+    import uvicorn
+    told = []
+    monkeypatch.setattr(uvicorn.Server, 'run', lambda self: told.append(self.config.timeout_graceful_shutdown))
+    with Engine(solver) as engine:
+        for settings in (ServeSettings(), ServeSettings(time_limit=500.), ServeSettings(drain_seconds=3.)): serve(create_app(engine, settings))
+    default, longer, asked = told
+    assert default >= ServeSettings().time_limit + ServeSettings().body_seconds and longer >= 510 and asked == 3
 
 
 def test_without_the_extra(solver, monkeypatch):
@@ -417,7 +518,7 @@ def serving(checkpoint, tmp_path, root):
     started = []
     def start(**settings):
         log = tmp_path/f'{len(started)}.log'
-        with open(log, 'w') as f: process = subprocess.Popen([sys.executable, '-c', SERVER, str(checkpoint), json.dumps(settings)], stdout=subprocess.PIPE, stderr=f, text=True, cwd=tmp_path, env=os.environ | dict(PYTHONPATH=str(root)))
+        with open(log, 'w') as f: process = subprocess.Popen([sys.executable, '-c', SERVER, str(checkpoint), json.dumps(settings)], stdout=subprocess.PIPE, stderr=f, text=True, cwd=tmp_path, env=os.environ | dict(PYTHONPATH=os.pathsep.join(filter(None, [str(root), os.environ.get('PYTHONPATH')]))))
         started.append(process)
         address = process.stdout.readline().strip()
         assert address, log.read_text()

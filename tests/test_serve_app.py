@@ -1,5 +1,6 @@
 """The page of trm serve: a visitor's board without a browser, then all of it in Chromium, from one command to played steps."""
-import contextlib, os, subprocess, sys, urllib.request
+import contextlib, http.client, json, os, re, signal, socket, subprocess, sys, tempfile, time, urllib.error, urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np
 import pytest
@@ -11,19 +12,24 @@ from trm_nb.data.format import PUZZLES
 from trm_nb.data.sudoku import generate
 from trm_nb.explore.bench import Entry
 from trm_nb.explore.solver import Solver
+from trm_nb.evaluate.compute import ComputeSettings, rollouts
+from trm_nb.explore.record import one_batch
 from trm_nb.models.act import PuzzleShape
-from trm_nb.models.pretrained import save_pretrained
+from trm_nb.models.pretrained import SHIPPED, save_pretrained
 from trm_nb.models.zoo import build_model
 
 pytest.importorskip('fastapi')
-from trm_nb.serve.app import BANNERS, Asked, Board, Lesson, PageSettings, Shelf, Visitors, engine_frames, facts_html, task_entries, verdict
+from trm_nb.cli import call
+from trm_nb.serve import app as page_module
+from trm_nb.serve.app import BANNERS, CLIENT, Board, Handlers, Lesson, PageSettings, Shelf, Visitors, engine_frames, facts_html, task_entries, verdict
 from trm_nb.serve.engine import Models, ServeSettings
+from trm_nb.serve.tasks import NAMELESS, known_tasks
 
 TINY = dict(name='trm', hidden_size=32, num_heads=2, H_cycles=2, L_cycles=1, puzzle_emb_ndim=32, puzzle_emb_len=1, halt_max_steps=3)
 
-def small(name, seed=1):
+def small(name, seed=1, rows=1, **settings):
     kind = PUZZLES[name]
-    act = build_model(TINY, PuzzleShape(kind.vocab_size, kind.seq_len, 2), seed=seed)
+    act = build_model(TINY | settings, PuzzleShape(kind.vocab_size, kind.seq_len, rows), seed=seed)
     torch.nn.init.normal_(act.inner.q_head.weight, std=.5)
     return act
 
@@ -98,25 +104,76 @@ def test_rollouts_show_the_surest(shelf):
     slower = run(H_cycles=3)
     assert len(slower.schedule) > len(plain.schedule) and engine.solver.act.settings.H_cycles == 2
 
+def test_rollouts_with_other_cycles(shelf):
+    "What is chosen and what is shown run with the cycles that were asked for: the surest of them, to its last step."
+    engine, words = shelf.get(shelf.models.first), []
+    act, entry, wish = engine.solver.act, Entry('x', generate(1, 4, seed=5).inputs[0]), ComputeSettings(rollouts=8, start_noise=1.)
+    def tried(**cycles):
+        own = {k: getattr(act.settings, k) for k in cycles}
+        for k, v in cycles.items(): setattr(act.settings, k, v)
+        *_, (_, out) = rollouts(act, one_batch(entry.tokens[None], engine.solver.device, 0), torch.zeros(1, dtype=torch.int64), wish)
+        for k, v in own.items(): setattr(act.settings, k, v)
+        return out.q_halt, out.logits.argmax(-1)
+    own, _ = tried()
+    for cycles in (dict(H_cycles=5), dict(L_cycles=4), dict(H_cycles=4, L_cycles=3)):
+        q, tokens = tried(**cycles)
+        shown = list(engine_frames(engine, entry, PageSettings(rollouts=8, **cycles), told=words.append))[-1].trace()
+        assert f'Rollout {int(q.argmax()) + 1} of 8' in words[-1] and shown.q_halt[-1] == pytest.approx(float(q.max()), abs=1e-4) and (shown.answers[-1] == tokens[int(q.argmax())].numpy()).all()
+        assert abs(q - own).max() > 1e-3                                          # the cycles matter here
+    assert (act.settings.H_cycles, act.settings.L_cycles) == (2, 1)
+
 def task(): return Task('00000001', [(np.eye(3, dtype=np.uint8), 1 - np.eye(3, dtype=np.uint8))] * 2, [(np.eye(2, dtype=np.uint8), None)])
 
-def test_banners_tell_the_truth(shelf):
-    "Random weights, and a task without an identifier; both gone where a model has learned the task."
-    board = Board(shelf)
-    name = shelf.of('arc')
-    board.lists['arc'] = task_entries(task())
+def put(board, entries, name):
+    "A model and its puzzles on a visitor's board."
+    board.lists['arc'] = entries
     board._on_model(dict(name=name))
     settle(board)
-    assert board.board['banner'] == BANNERS['random'] and board.board['pairs'][0][1] == [[0, 1, 1], [1, 0, 1], [1, 1, 0]] and board.status['level'] == 'info'
-    solver = Solver(small('arc'), PUZZLES['arc'], 'arc model')
-    shelf.add('arc model', solver)
-    board._on_model(dict(name='arc model'))
+    return board.board['banner']
+
+def test_banners_tell_the_truth(shelf, tmp_path):
+    "Random weights, wherever they come from; a task without an identifier; a model without a table; and nothing where nothing is to be said."
+    for name, metadata, rows, width in (('random', dict(step=0), 2, 32), ('trained', dict(step=5), 2, 32), ('silent', {}, 2, 32), ('bare', dict(step=5), 2, 0)):
+        save_pretrained(small('arc', rows=rows, puzzle_emb_ndim=width), tmp_path/f'runs/{name}/checkpoints/step_1', 'arc', **metadata)
+    board, entries = Board(shelf), task_entries(task())
+    untrained = shelf.of('arc') if shelf.of('arc').startswith('untrained') else 'untrained arc'
+    assert put(board, entries, untrained) == BANNERS['random'] and board.board['pairs'][0][1] == [[0, 1, 1], [1, 0, 1], [1, 1, 0]] and board.status['level'] == 'info'
+    assert put(board, entries, 'runs/random') == BANNERS['random'] and 'the weights are random' in facts_html(board)
+    assert put(board, entries, 'runs/trained') == BANNERS['blank'] and '5 steps' in facts_html(board)
+    assert put(board, entries, 'runs/silent') == BANNERS['blank'] and 'not known' in facts_html(board)
+    assert put(board, entries, 'runs/bare') == BANNERS['none']
+    board._receive(None, dict(type='solve', a=dict(settings=dict(identifier=1)), tokens=None), [])
     settle(board)
-    assert board.board['banner'] == BANNERS['blank']
-    shelf.replace('learned', Solver(small('arc', 2), PUZZLES['arc'], 'learned'), board.entries[0].task)
-    board._on_model(dict(name='learned'))
+    assert put(board, entries, 'runs/trained') == BANNERS['blank']            # settings went with the other model
+    board._receive(None, dict(type='solve', a=dict(settings=dict(identifier=1)), tokens=None), [])
     settle(board)
-    assert board.board['banner'] == '' and board.row_of(shelf.get('learned'), board.entries[0]) == 1
+    assert board.board['banner'] == ''
+    board._receive(None, dict(type='solve', a=dict(settings=dict(identifier=2)), tokens=None), [])
+    settle(board)
+    assert 'identifier 2: this model has 0 to 1' in board.status['text']
+    board._on_model(dict(name=shelf.models.first))
+    settle(board)
+    assert board.board['banner'] == ''
+
+def test_a_grid_that_is_drawn(shelf, tmp_path):
+    "An edited test input keeps its task and the training pairs; a grid of no task has the banner that says so."
+    save_pretrained(small('arc', rows=2), tmp_path/'runs/arc/checkpoints/step_1', 'arc', step=5)
+    board, arc = Board(shelf), PUZZLES['arc']
+    put(board, task_entries(task()) + [Entry('to draw', arc.parse([[0, 0]]))], 'runs/arc')
+    pairs = board.board['pairs']
+    draw = lambda grid: (board._receive(None, dict(type='solve', a=dict(settings={}), tokens=arc.parse(grid).tolist()), []), settle(board))
+    draw([[1, 2], [3, 4]])
+    assert board.entries[board.entry].name == 'edited' and board.board['pairs'] == pairs and len(pairs) == 2 and board.board['banner'] == BANNERS['blank']
+    draw([[5]])
+    assert board.board['pairs'] == pairs                                       # also when it is edited again
+    board._receive(None, dict(type='entry', entry=[e.name for e in board.entries].index('to draw')), [])
+    settle(board)
+    assert board.board['pairs'] == [] and board.board['banner'] == BANNERS['bare']
+    draw([[7, 7]])
+    assert board.board['pairs'] == [] and board.board['banner'] == BANNERS['bare'] and board.entries[board.entry].name == 'edited'
+    board._receive(None, dict(type='read', text='[[1, 2, 3]]', id=1), [])
+    settle(board)
+    assert board.board['banner'] == BANNERS['bare']
 
 def test_a_lesson(shelf, tmp_path):
     "A task is learned from the page as by trm adapt; it can be left off."
@@ -127,6 +184,104 @@ def test_a_lesson(shelf, tmp_path):
     stopped.stop.set()
     for _ in stopped.follow(.05): pass
     assert 'left off' in stopped.error and stopped.found is None
+
+# the tab where a task is learned
+
+def as_text(task): return json.dumps(task.json())
+
+@pytest.fixture
+def handlers(shelf, tmp_path):
+    save_pretrained(small('arc', rows=3), tmp_path/'runs/arc/checkpoints/step_1', 'arc', step=5)
+    handlers = Handlers(Visitors(shelf))
+    yield handlers
+    handlers.close()
+
+def on_board(handlers, session):
+    "A visitor's board, when its work is done."
+    settle(handlers.visitors.open(session))
+    return handlers.visitors[session]
+
+def test_two_tasks_without_a_name(handlers, tmp_path, monkeypatch):
+    "They are told apart by what is in them; each model knows its own, the newest stay, and no file stays behind."
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path/'scratch'))
+    monkeypatch.setattr(page_module, 'TAUGHT', 2)
+    (tmp_path/'scratch').mkdir()
+    handlers.choose('me', 'runs/arc')
+    board, tasks = on_board(handlers, 'me'), [Task('', [(np.full((1, 1), i, np.uint8), np.full((1, 2), i, np.uint8))], [(np.full((2, 1), i, np.uint8), None)]) for i in range(3)]
+    for i, t in enumerate(tasks):
+        files = []
+        for html, path, done in handlers.learn('me', as_text(t), None, 1, 1):
+            if path: files.append(json.loads(Path(path).read_text()))
+        assert done and list(files[0]) == [NAMELESS]
+        on_board(handlers, 'me')
+        name = board.sides['a'].model
+        assert name == f'{NAMELESS}, learned from runs/arc' + f' ({i + 1})' * (i > 0) if i < 2 else name in handlers.shelf.own
+        assert (board.board['banner'], board.trace.inputs.tolist()) == ('', PUZZLES['arc'].parse(t.test[0][0]).tolist())
+        assert [handlers.shelf.row(handlers.shelf.get(name), Task(NAMELESS, o.train, o.test)) for o in tasks[:i + 1]] == [0] * i + [1]
+        handlers.choose('me', 'runs/arc')
+        on_board(handlers, 'me')
+        assert board.board['banner'] == BANNERS['blank']
+    assert len(handlers.shelf.own) == 2 and handlers.lessons == {} and list((tmp_path/'scratch').iterdir()) == []
+    again = list(handlers.shelf.own)[-1]
+    for _ in handlers.learn('me', as_text(tasks[-1]), None, 1, 1): pass
+    assert list(handlers.shelf.own)[-1] == again and len(handlers.shelf.own) == 2    # the same task again: in the place of the first
+
+def test_random_weights_stay_random(shelf, tmp_path):
+    "Also when they have learned rows for a task, from the page or by trm adapt, and when those learn again."
+    handlers = Handlers(Visitors(shelf))
+    handlers.choose('me', 'untrained arc')
+    board = on_board(handlers, 'me')
+    for _ in range(2):
+        for _, path, done in handlers.learn('me', as_text(task()), None, 1, 1): pass
+        on_board(handlers, 'me')
+        assert 'learned from' in board.sides['a'].model and board.board['banner'] == BANNERS['random']
+    save_pretrained(small('arc', rows=2), tmp_path/'random', 'arc', step=0)
+    (tmp_path/'task.json').write_text(as_text(task()))
+    assert call(['adapt', str(tmp_path/'random'), str(tmp_path/'task.json'), '--out', str(tmp_path/'adapted'), '--steps', '1', '--augmentations', '1', '--batch-size', '2', '--device', 'cpu']) == 0
+    with Models(tmp_path/'adapted', ServeSettings(), 'cpu') as models:
+        assert models.get().trained is False and put(Board(Shelf(models)), task_entries(task()), models.first) == BANNERS['random']
+    handlers.close()
+
+def test_what_is_learned(handlers, tmp_path):
+    "Text, a file, the task on the board; and a line where there is none of them."
+    board = handlers.visitors.open('me')
+    with pytest.raises(UserError, match='no ARC task stands on the board'): handlers.task('me', ' ', None)
+    handlers.choose('me', 'runs/arc')
+    on_board(handlers, 'me')
+    assert handlers.task('me', '', None) is board.entries[0].task
+    (tmp_path/'mine.json').write_text(as_text(task()))
+    (tmp_path/'bad.json').write_bytes(b'\xff\xfe{')
+    assert handlers.task('me', 'ignored', str(tmp_path/'mine.json')).name == 'mine' and handlers.task('me', as_text(task()), None).name == NAMELESS
+    for text, file, words in (('{"train": 1}', None, 'no train pairs'), ('{', None, 'not JSON'), ('', str(tmp_path/'bad.json'), 'not JSON'), ('[1]', None, 'no train pairs')):
+        with pytest.raises(UserError, match=words): handlers.task('me', text, file)
+        (html, path, done), = handlers.learn('me', text, file, 1, 1)
+        assert done and not path and words in html
+
+def test_who_learns(handlers):
+    "The ARC model on the board, else the first one."
+    assert handlers.teacher('me', 'nowhere')[0] == 'runs/arc'                 # a Sudoku model stands there
+    handlers.choose('me', 'untrained arc')
+    on_board(handlers, 'me')
+    with tempfile.TemporaryDirectory() as folder:
+        name, source = handlers.teacher('me', folder)
+        assert name == 'untrained arc' and Path(source) == Path(folder) and (Path(folder)/'model.safetensors').exists()
+
+@pytest.mark.parametrize('how', ['stop', 'leave', 'again', 'close', 'unfollowed'])
+def test_a_lesson_ends(handlers, how):
+    "By the button, with its visitor, by the next one, with the page, or when nobody follows it."
+    items = handlers.learn('me', as_text(task()), None, 2000, 1)
+    next(items)
+    lesson = handlers.lessons['me']
+    assert lesson.thread.is_alive()
+    if how == 'unfollowed': items.close()
+    elif how == 'again':
+        for _ in handlers.learn('me', as_text(task()), None, 1, 1): pass
+    else: getattr(handlers, how)(*['me'] * (how != 'close'))
+    lesson.thread.join(30)
+    assert not lesson.thread.is_alive() and 'left off' in lesson.error
+    if how != 'unfollowed': assert 'left off' in list(items)[-1][0]
+    assert handlers.lessons == {} and (how == 'again') == bool(handlers.shelf.own)
+    if how in ('leave', 'close'): assert 'me' not in handlers.visitors.boards
 
 def test_only_some_visitors_are_remembered(shelf):
     visitors = Visitors(shelf, most=2)

@@ -112,7 +112,7 @@ def load(address, a, grids, seconds, most=None):
 class Server:
     "A server in a process of its own."
     def __init__(self, a, width):
-        self.process = subprocess.Popen([sys.executable, '-c', SERVER, a.checkpoint, a.device, str(width)], stdout=subprocess.PIPE, text=True, env=os.environ | dict(PYTHONPATH=str(c.ROOT)))
+        self.process = subprocess.Popen([sys.executable, '-c', SERVER, a.checkpoint, a.device, str(width)], stdout=subprocess.PIPE, text=True, env=os.environ | dict(PYTHONPATH=os.pathsep.join(filter(None, [str(c.ROOT), os.environ.get('PYTHONPATH')]))))
         line = self.process.stdout.readline().split()
         if not line: raise c.UserError('the server did not start')
         self.address, self.width = line[0], int(line[1])

@@ -172,7 +172,7 @@ def _edited(self, tokens, anyway):
     if not anyway and self._contradicts(tokens): return
     same = [i for i, e in enumerate(self.entries) if (e.tokens == tokens).all()]
     if same: self._choose(same[0])
-    else: self._join([Entry('edited', tokens, known_solution(self.solver.puzzle, tokens))])
+    else: self._join([replace(self.entries[self.entry], name='edited', tokens=tokens, solution=known_solution(self.solver.puzzle, tokens))])
     self._again(True)
 
 def _contradicts(self, tokens):

@@ -106,6 +106,7 @@ class Adapted:
     settings:AdaptSettings # how
     source:str # the checkpoint
     seconds:float # it took
+    step:int|None=None # of the training of its weights; 0: they are random, None: not known
 
     @property
     def learned(self)->float|None:
@@ -124,7 +125,7 @@ class Adapted:
         "Write the checkpoint, in data/ the task whose copies the rows belong to, and submission.json, all or nothing."
         check_place(folder)
         with atomic_folder(folder) as f:
-            save_pretrained(self.act, f, 'arc', adapted=dict(task=self.task.name, checkpoint=self.source, learned=self.learned) | self.settings.model_dump())
+            save_pretrained(self.act, f, 'arc', step=self.step, adapted=dict(task=self.task.name, checkpoint=self.source, learned=self.learned) | self.settings.model_dump())
             task_dataset(f/'data', self.task, self.settings)
             write_json(f/'submission.json', self.submission(), indent=None)
         return Path(folder)
@@ -185,7 +186,7 @@ def adapt(
         found = load_blank(checkpoint, train.metadata.num_puzzle_identifiers, device)
         curve = learn_rows(found.act, train, s, device, progress, on_step)
         votes = poll_copies(found.act, test, min(s.batch_size, (train.metadata.num_puzzle_identifiers - 1) * len(task.test)), device)
-    return Adapted(found.act, task, votes, curve, s, found.source, time.perf_counter() - began)
+    return Adapted(found.act, task, votes, curve, s, found.source, time.perf_counter() - began, found.metadata.get('step'))
 
 # %% ../../nbs/05_learn/09_adapt.ipynb #c027
 def _adapt_in_memory(checkpoint, task, device, settings):

@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['log', 'FAMILIES', 'TAUGHT', 'KEPT', 'UNTRAINED', 'PAUSE', 'SENT', 'BANNERS', 'VISITORS', 'STAGE', 'STAGE_HTML',
-           'ABOUT', 'HEAD', 'TURN', 'CSS', 'CLIENT', 'family', 'untrained', 'Shelf', 'Asked', 'task_entries',
-           'first_puzzles', 'PageSettings', 'begun', 'surest', 'engine_frames', 'Board', 'row_of', 'verdict',
-           'Visitors', 'answer_facts', 'model_facts', 'facts_html', 'Lesson', 'lesson_html', 'page_theme', 'Handlers',
-           'build_page', 'mount_page', 'share', 'start', 'serve_command']
+           'ABOUT', 'HEAD', 'TURN', 'CSS', 'CLIENT', 'family', 'untrained_name', 'untrained', 'Shelf', 'Asked',
+           'task_entries', 'first_puzzles', 'PageSettings', 'begun', 'surest', 'engine_frames', 'Board', 'row_of',
+           'verdict', 'Visitors', 'answer_facts', 'model_facts', 'facts_html', 'Lesson', 'lesson_html', 'page_theme',
+           'Handlers', 'build_page', 'Doors', 'mount_page', 'share', 'start', 'serve_command']
 
 # %% ../../nbs/07_serve/03_app.ipynb #c002
-import base64, hmac, json, logging, queue, secrets, sys, tempfile, threading, time
+import base64, hmac, json, logging, queue, re, secrets, sys, tempfile, threading, time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from html import escape
 from pathlib import Path
 from typing import Annotated
@@ -33,11 +34,12 @@ from ..explore.solver import Solver
 from ..explore.trace import Trace
 from ..explore.widgets import Explorer
 from ..models.act import ACT, PuzzleShape
-from ..models.pretrained import SHIPPED, find_checkpoint, read_metadata
+from ..models.pretrained import SHIPPED, find_checkpoint, read_metadata, save_pretrained
 from ..models.zoo import build_model, parameters
 from ..publish.cards import kind_title
-from .engine import Closed, Crashed, Engine, Full, Models, ServeSettings, TimeUp
-from .tasks import examples, identifiers_of
+from .api import BadRequest, create_app, explain_bodies, log_json, once_more, read_object, serve
+from .engine import Closed, Crashed, Engine, Full, Models, ServeSettings, TimeUp, about
+from .tasks import NAMELESS, examples, rows_by_name, standing, task_key, with_name
 
 # %% ../../nbs/07_serve/03_app.ipynb #c004
 log = logging.getLogger('trm_nb.serve')
@@ -54,13 +56,19 @@ def family(
     "sudoku, maze or arc."
     return (kind or '').partition('-')[0]
 
+def untrained_name(
+    kind:str, # sudoku, maze or arc
+)->str:
+    "What the model with random weights is called."
+    return UNTRAINED + kind
+
 def untrained(
     kind:str, # a puzzle's name
 )->Solver:
     "A small model with random weights."
     puzzle = PUZZLES[kind]
     act = build_model(dict(name='trm', hidden_size=64, num_heads=2, H_cycles=2, L_cycles=3, puzzle_emb_ndim=64, puzzle_emb_len=1, halt_max_steps=8), PuzzleShape(puzzle.vocab_size, puzzle.seq_len, 1))
-    return Solver(act, puzzle, UNTRAINED + kind)
+    return Solver(act, puzzle, untrained_name(kind))
 
 class Shelf:
     "Models by name: those of the server, and the page's own."
@@ -80,15 +88,18 @@ class Shelf:
     )->Engine:
         "Its engine; `UserError` where there is none."
         if name in self.own: return self.own[name]
-        return self.add(name, untrained(name.removeprefix(UNTRAINED))) if name.startswith(UNTRAINED) else self.models.get(name)
+        return self.add(name, untrained(name.removeprefix(UNTRAINED)), False) if name in map(untrained_name, FAMILIES) else self.models.get(name)
 
     def add(self,
         name:str, # for the list
         solver:Solver, # a model
+        trained:bool|None=None, # False: its weights are random; None: nobody knows
     )->Engine:
         "Take a model into the list, unless the name is there."
         with self.lock:
-            if name not in self.own: self.own[name] = Engine(solver, self.models.settings, name)
+            if name not in self.own:
+                self.own[name] = engine = Engine(solver, self.models.settings, name)
+                engine.trained, engine.identifiers = trained, {}
             return self.own[name]
 
     def kept(self,
@@ -106,19 +117,30 @@ class Shelf:
         task:Task, # of ARC
     )->int:
         "The model's row for a task; 0, the blank one, where it has none."
-        return identifiers_of(engine.solver.source, engine.solver.act.shape.num_puzzle_identifiers).get(task.name, 1 if task in self.taught.get(engine.name, ()) else 0)
+        rows = rows_by_name(engine)
+        return rows.get(with_name(task, rows).name, int(self.taught.get(engine.name, ('',))[0] == task_key(task)))
 
-    def replace(self,
-        name:str, # for the list
-        solver:Solver, # a model that has learned a task
+    def teach(self,
+        teacher:str, # name of the model that has learned a task
+        solver:Solver, # with the rows that it learned
         task:Task, # which
-    ):
-        "Take a model into the list in the place of one of that name; of such models the newest `TAUGHT` stay."
+    )->str: # its name in the list
+        "Take a model into the list in the place of one that had learned the same; of such models the newest `TAUGHT` stay."
+        trained, what = self.get(teacher).trained, (task_key(task), teacher)
         with self.lock:
-            gone = [self.own.pop(n, None) for n in [name, *list(self.taught)[:1 - TAUGHT]]]
-            self.taught = {n: t for n, t in self.taught.items() if n in self.own} | {name: [task]}
+            name = next((n for n, known in self.taught.items() if known == what), None) or self._free(f'{task.name}, learned from {teacher}')
+            others = [n for n in self.taught if n != name]
+            gone = [self.own.pop(n, None) for n in [name, *others[:1 - TAUGHT]]]
+            self.taught = {n: t for n, t in self.taught.items() if n in self.own} | {name: what}
         for engine in filter(None, gone): engine.close(0)
-        self.add(name, solver)
+        self.add(name, solver, trained)
+        return name
+
+    def _free(self, name): return next(n for n in (name + f' ({i})' * (i > 1) for i in count(1)) if n not in self.taught)
+
+    def close(self):
+        "Close the page's own models."
+        for engine in list(self.own.values()): engine.close(0)
 
     def engine_of(self,
         solver:Solver, # of one of the engines
@@ -147,7 +169,7 @@ class Shelf:
     )->str:
         "The first model of a family; one with random weights where there is none."
         found = [n for n in self.names() if family(self.kind(n)) == wanted]
-        return found[0] if found else UNTRAINED + {'maze': 'maze'}.get(wanted, wanted)
+        return found[0] if found else untrained_name(wanted)
 
 # %% ../../nbs/07_serve/03_app.ipynb #c008
 @dataclass(frozen=True)
@@ -197,11 +219,16 @@ def surest(
     entry:Entry, # a puzzle
     settings:PageSettings, # of the run
 )->Iterator[None]: # one item an ACT step; returns how the surest rollout begins, and words
-    "Try a puzzle from several starts at once, of which the first has no noise."
+    "Try a puzzle from several starts at once, of which the first has no noise, with as many cycles as are asked for."
     from trm_nb.evaluate.compute import ComputeSettings, Noise, answer_key, rollouts
     wish = ComputeSettings(rollouts=settings.rollouts, start_noise=settings.noise or 1., seed=settings.seed)
     batch, zero = one_batch(entry.tokens[None], solver.device, settings.identifier), torch.zeros(1, dtype=torch.int64, device=solver.device)
-    for _, out in rollouts(solver.act, batch, zero, wish, settings.steps): yield
+    with closing(rollouts(solver.act, batch, zero, wish, settings.steps)) as tries:
+        while True:
+            with altered(solver.act, settings.model_copy(update=dict(noise=0.))): found = next(tries, None)
+            if found is None: break
+            out = found[1]
+            yield
     keys, best = answer_key(out.logits.argmax(-1)), int(out.q_halt.argmax())
     start, noise = type(solver.act.inner).start.__get__(solver.act.inner), Noise(wish)
     begin = lambda batch_size: noise.start(start(batch_size), zero + best)
@@ -307,6 +334,7 @@ def _frames(self, solver, entry, settings, like):
     "Frames of a solve, or the last one where the same was asked before."
     engine = self.shelf.engine_of(solver)
     settings = settings.model_copy(update=dict(identifier=settings.identifier or self.row_of(engine, entry)))
+    if settings.identifier >= (rows := solver.act.shape.num_puzzle_identifiers): raise UserError(f'identifier {settings.identifier}: this model has 0 to {rows - 1}')
     key = (solver.source, id(solver), settings.model_dump_json(), entry.tokens.tobytes(), entry.solution is None, like and like.source)
     if known := self.shelf.traces.get(key): return (frame for frame in [known])
     return self.shelf.kept(key, engine_frames(engine, entry, settings, like, lambda words: setattr(self, 'words', words)))
@@ -332,19 +360,22 @@ def _on_read(self, m):
     try: value = json.loads(text)
     except ValueError as e: raise UserError(f'this looks like JSON, but is broken: {e}') from None
     if family(self.solver.puzzle.name) != 'arc': raise UserError(f'this is a JSON object, as ARC tasks are; the model answers {self.solver.puzzle.name} puzzles: choose ARC above first')
-    self._join(task_entries(read_task(value, name or 'pasted', 'the text', secret=True)))
+    self._join(task_entries(read_task(value, name or NAMELESS, 'the text', secret=True)))
     self._again()
     return dict(ok=True)
 
 BANNERS = dict(random='The weights of this model are <b>random</b>: it has learned nothing, and its answers are noise. The page works all the same; name a trained checkpoint as the model, or train one with <code>trm train</code>.',
-               blank='This model has <b>no identifier</b> for this task and answers it with the blank one: expect little. The tab <i>New ARC task</i> learns identifiers from the training pairs.')
+               blank='This model has <b>no identifier</b> for this task and answers it with the blank one: expect little. The tab <i>New ARC task</i> learns identifiers from the training pairs.',
+               bare='To this grid belongs <b>no task</b>: the model answers it with the blank identifier, which says nothing of a rule, and guesses. Choose or paste a task, or set an identifier that the model has learned.',
+               none='This model has <b>no puzzle table</b>: it sees the grid, but nothing of the rule, and guesses.')
 
 def _banner(self):
     "What a visitor must know before an answer is believed."
-    entry = self.entries[self.entry]
-    if self.sides['a'].model.startswith(UNTRAINED): return BANNERS['random']
-    known = self.sides['a'].settings.identifier or self.row_of(self.shelf.get(self.sides['a'].model), entry)
-    return BANNERS['blank'] if getattr(entry, 'task', None) and not known else ''
+    side, entry = self.sides['a'], self.entries[self.entry]
+    engine = self.shelf.get(side.model)
+    if engine.trained is False: return BANNERS['random']
+    status = standing(engine.solver.act, engine.solver.puzzle.name, side.settings.identifier or self.row_of(engine, entry))
+    return BANNERS.get('bare' if status == 'blank' and not getattr(entry, 'task', None) else status, '')
 
 _ROLLOUTS = dict(name='rollouts', label='rollouts', min=1, max=64, step=1, help='runs from noisy starts, of which the surest is shown', value=1)
 
@@ -423,11 +454,11 @@ class Visitors:
     def ask(self,
         request:dict, # session, what the page has seen, and a message where there is one
     )->dict:
-        "What the browser calls."
-        try: board = self[request['session']]
-        except KeyError: return dict(gone=True)
-        if 'message' in request: board._receive(None, request['message'], [])
-        return board.fetch(request['seen'], 0 if 'message' in request else 1)
+        "What the browser calls. What makes no sense comes from nobody."
+        try: board, seen, message = self[request['session']], {k: int(v) for k, v in request['seen'].items()}, dict(request.get('message') or {})
+        except (KeyError, TypeError, ValueError, AttributeError): return dict(gone=True)
+        if message: board._receive(None, message, [])
+        return board.fetch(seen, 0 if message else 1)
 
 # %% ../../nbs/07_serve/03_app.ipynb #c017
 STAGE = """
@@ -493,12 +524,12 @@ def answer_facts(
     if trace.solution is not None: facts['cells wrong'] = f'{int(trace.wrong[-1].sum())} of {int((trace.solution != 0).sum())}'
     return facts
 
-def _trained(solver):
-    "What the checkpoint says about its training."
-    try: m = read_metadata(find_checkpoint(solver.source))
-    except UserError: return {}
+def _trained(engine):
+    "What is known about its training."
+    m = about(engine.solver.source)
+    steps = {True: f"{m['step']:,} steps" if 'step' in m else 'yes', False: 'no, the weights are random', None: 'not known'}[engine.trained]
     exact = (m.get('evaluation') or {}).get('exact_accuracy') or ((m.get('best') or {}).get('value') if (m.get('best') or {}).get('metric') == 'exact_accuracy' else None)
-    return {'trained': f"{m['step']:,} steps" if m.get('step') else '', 'solved in its test': '' if exact is None else f'{exact:.1%}'}
+    return {'trained': steps, 'solved in its test': '' if exact is None else f'{exact:.1%}'}
 
 def model_facts(
     engine:Engine, # of the model
@@ -506,7 +537,7 @@ def model_facts(
     "What is to be said about the model."
     act, s = engine.solver.act, engine.solver.act.settings
     own = {label: getattr(s, k, None) for k, label in dict(hidden_size='hidden size', H_cycles='H_cycles', L_cycles='L_cycles', halt_max_steps='halt_max_steps').items()}
-    return {'puzzles': kind_title(engine.solver.puzzle.name), 'parameters': f'{parameters(act):,}', **own, 'identifiers': f'{act.shape.num_puzzle_identifiers:,}', 'device': engine.solver.device, **_trained(engine.solver),
+    return {'puzzles': kind_title(engine.solver.puzzle.name), 'parameters': f'{parameters(act):,}', **own, 'identifiers': f'{act.shape.num_puzzle_identifiers:,}', 'device': engine.solver.device, **_trained(engine),
             'answered by the API': f"{engine.stats()['answered']:,}"}
 
 def facts_html(
@@ -608,11 +639,17 @@ footer { display: none !important; }
 @media (max-width: 640px) { .gradio-container { padding: 10px 8px 30px !important; } .page-head p { font-size: 13px; } .page-head { gap: 8px; } }
 """
 
-CLIENT = '''import requests
+CLIENT = '''import json, urllib.request
 
-puzzle = '53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79'
-answer = requests.post('{address}/api/solve', json={{'puzzle': puzzle}}).json()
-print(answer)
+def ask(**question):
+    headers = {'Content-Type': 'application/json', 'Authorization': 'Bearer TOKEN'}   # the token, where the server wants one
+    request = urllib.request.Request('ADDRESS/api/solve', json.dumps(question).encode(), headers)
+    return json.load(urllib.request.urlopen(request))
+
+answer = ask(puzzle='53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79')['answers'][0]
+print(answer['text'], answer['valid'])
+task = dict(train=[dict(input=[[0, 1]], output=[[1, 0]])], test=[dict(input=[[2, 3]])])
+# with an ARC model: ask(task=task, votes=8)['task']
 '''
 
 def page_theme():
@@ -631,6 +668,18 @@ class Handlers:
     def __init__(self,
         visitors:Visitors, # of the page
     ): self.visitors, self.shelf, self.turns, self.lessons = visitors, visitors.shelf, 0, {}
+
+    def leave(self,
+        session:str, # of the visitor
+    ):
+        "A visitor has gone, and so does what was done for that visitor."
+        self.stop(session)
+        self.visitors.leave(session)
+
+    def close(self):
+        "All leave; the page's own models are closed."
+        for session in [*self.lessons, *self.visitors.boards]: self.leave(session)
+        self.shelf.close()
 
     def stage(self,
         session:str, # of the visitor
@@ -652,7 +701,7 @@ class Handlers:
         name:str, # of a model
     )->str:
         "Another model."
-        if name and name.strip(): self.visitors.open(session)._on_model(dict(name=name.strip()))
+        if str(name or '').strip(): self.visitors.open(session)._on_model(dict(name=str(name).strip()))
         return self.stage(session)
 
     def choose_family(self,
@@ -660,8 +709,8 @@ class Handlers:
         label:str, # of a family
     )->str:
         "Another kind of puzzle, with the first model for it."
-        wanted = next(k for k, v in FAMILIES.items() if v == label)
-        return self.choose(session, self.shelf.of(wanted))
+        wanted = next((k for k, v in FAMILIES.items() if v == label), None)
+        return self.choose(session, self.shelf.of(wanted)) if wanted else self.stage(session)
 
     def settled(self,
         session:str, # of the visitor
@@ -685,7 +734,7 @@ class Handlers:
             found = getattr(board.entries[board.entry], 'task', None) if board.solver else None
             if not found: raise UserError('no ARC task stands on the board: choose one there, or paste or upload one here')
             return found
-        try: return read_task(json.loads(text), Path(file).stem if file else 'pasted', 'the text', secret=True)
+        try: return read_task(json.loads(text), Path(file).stem if file else NAMELESS, 'the text', secret=True)
         except ValueError as e: raise e if isinstance(e, UserError) else UserError(f'this is not JSON: {e}') from None
 
     def teacher(self,
@@ -693,7 +742,6 @@ class Handlers:
         folder:str, # for weights that lie nowhere
     ):
         "Name and checkpoint of the ARC model that learns: the one on the board, else the first."
-        from trm_nb.models.pretrained import save_pretrained
         mine = self.visitors.open(session).sides['a'].model
         name = mine if family(self.shelf.kind(mine)) == 'arc' else self.shelf.of('arc')
         engine = self.shelf.get(name)
@@ -706,33 +754,39 @@ class Handlers:
         steps:int, # optimiser steps
         copies:int, # of the task
     )->Iterator[tuple[str, str|None, bool]]: # what is shown, submission.json, is it over?
-        "Learn a task; the result goes on the board."
+        "Learn a task; the result goes on the board. The file is there until the next item is asked for."
+        self.stop(session)
         try:
             task = self.task(session, text, file)
-            with tempfile.TemporaryDirectory() as folder: yield from self._lesson(session, task, folder, int(steps), int(copies))
+            with tempfile.TemporaryDirectory() as folder: yield from self._lesson(session, task, Path(folder), int(steps), int(copies))
         except UserError as e: yield _alert(str(e)), None, True
 
     def _lesson(self, session, task, folder, steps, copies):
         name, source = self.teacher(session, folder)
-        engine = self.shelf.get(name)
-        self.lessons[session] = lesson = Lesson(source, task, engine.solver.device, steps=steps, augmentations=copies, batch_size=8 if engine.solver.device.type == 'cpu' else 64)
-        for share in lesson.follow(): yield f'<p>{escape(name)} learns {escape(task.name)}: step {lesson.step} of {steps}</p><div class="page-progress"><i style="width:{100 * share:.0f}%"></i></div>', None, False
+        device = self.shelf.get(name).solver.device
+        with self._under_way(session, Lesson(source, task, device, steps=steps, augmentations=copies, batch_size=8 if device.type == 'cpu' else 64)) as lesson:
+            for share in lesson.follow(): yield f'<p>{escape(name)} learns {escape(task.name)}: step {lesson.step} of {steps}</p><div class="page-progress"><i style="width:{100 * share:.0f}%"></i></div>', None, False
         if lesson.error: raise UserError(lesson.error)
-        self._put(session, lesson.found, f'{task.name}, learned from {name}')
-        yield lesson_html(lesson.found), self._submission(lesson.found), True
+        self._put(session, lesson.found, name)
+        (folder/'submission.json').write_text(json.dumps(lesson.found.submission()))
+        yield lesson_html(lesson.found), str(folder/'submission.json'), True
 
-    def _put(self, session, adapted, name):
+    @contextmanager
+    def _under_way(self, session, lesson):
+        "The visitor may leave it off as long as it lasts; if nobody follows any more, it ends."
+        self.lessons[session] = lesson
+        try: yield lesson
+        finally:
+            lesson.stop.set()
+            if self.lessons.get(session) is lesson: del self.lessons[session]
+
+    def _put(self, session, adapted, teacher):
         "A model that has learned a task stands on the visitor's board, with its test inputs."
-        board = self.visitors.open(session)
-        self.shelf.replace(name, Solver(adapted.act, PUZZLES['arc'], name), adapted.task)
-        others = [e for e in board.lists.get('arc') or first_puzzles(PUZZLES['arc']) if e.task is not adapted.task]
+        board, key = self.visitors.open(session), task_key(adapted.task)
+        name = self.shelf.teach(teacher, Solver(adapted.act, PUZZLES['arc'], ''), adapted.task)
+        others = [e for e in board.lists.get('arc') or first_puzzles(PUZZLES['arc']) if not (getattr(e, 'task', None) and task_key(e.task) == key)]
         board.lists['arc'], board.entry = task_entries(adapted.task) + others, 0
         self.choose(session, name)
-
-    def _submission(self, adapted):
-        path = Path(tempfile.mkdtemp())/'submission.json'
-        path.write_text(json.dumps(adapted.submission()))
-        return str(path)
 
     def stop(self,
         session:str, # of the visitor
@@ -799,7 +853,7 @@ def _wire(gr, page, handlers, solving, learning):
     def learn(task, file, steps, copies, request:gr.Request):
         for html, path, done in handlers.learn(request.session_hash, task, file, steps, copies): yield html, gr.update(value=path, visible=bool(path)), handlers.stage(request.session_hash) if done else gr.skip()
     page.load(_told(handlers.opened), None, stage, **quiet)
-    page.unload(_told(handlers.visitors.leave))
+    page.unload(_told(handlers.leave))
     kind.input(_given(handlers.choose_family), kind, stage, **quiet)
     model.input(_given(handlers.choose), model, stage, **quiet)
     stage.settled(settled, None, [kind, model, text, numbers], **quiet)
@@ -816,14 +870,53 @@ def build_page(
     except ImportError: raise MissingExtra('gradio', 'serve') from None
     about = ABOUT | (page or {})
     handlers = Handlers(Visitors(Shelf(models, about.get('example'))))
-    with gr.Blocks(title=about['title'], analytics_enabled=False, fill_width=True) as blocks:
+    with gr.Blocks(title=about['title'], analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as blocks:
         gr.HTML(HEAD.format(**{k: escape(about[k]) for k in ABOUT}), js_on_load=TURN, apply_default_css=False)
         with gr.Tab('Solve'): solving = _solve_tab(gr, handlers)
         with gr.Tab('New ARC task'): learning = _learn_tab(gr)
-        with gr.Tab('Python'): gr.Code(CLIENT.format(address=address), language='python', label='The same by the API', interactive=False)
+        with gr.Tab('Python'): gr.Code(CLIENT.replace('ADDRESS', address), language='python', label='The same by the API', interactive=False)
         _wire(gr, blocks, handlers, solving, learning)
     blocks.handlers = handlers
     return blocks
+
+# %% ../../nbs/07_serve/03_app.ipynb #c035
+_DOORS = re.compile(r'/(login|gradio_api/(upload|cancel|reset|queue/join|run/predict|component_server))/?')
+
+class Doors:
+    "ASGI middleware of the page: lets in what its own half in the browser sends."
+    def __init__(self,
+        app, # Gradio's
+        blocks, # from `build_page`
+    ): self.app, self.blocks = app, blocks
+
+    async def __call__(self, scope, receive, send):
+        "Pass a request on; `BadRequest` where nobody is at home."
+        if scope['type'] != 'http' or scope['method'] != 'POST': return await self.app(scope, receive, send)
+        path = scope['path'].rstrip('/')
+        if not _DOORS.fullmatch(path): raise BadRequest(404, 'not here')
+        async def excused(message): await send(message | dict(status=422) if message.get('status') == 500 and path.endswith('predict') else message)
+        await self.app(scope, receive if path.endswith(('login', 'upload')) else await self._checked(path, receive), excused)
+
+    async def _checked(self, path, receive):
+        message = await receive()
+        body = message.get('body', b'')
+        asked = read_object(body, 'the page sends it')
+        if b'\\ud' in body.lower(): _half(asked)
+        if path.endswith(('join', 'predict')): self._check_call(asked)
+        elif path.endswith('server'): self._check_part(asked, 'component_id', self.blocks.blocks)
+        return once_more(message, receive)
+
+    def _check_part(self, asked, key, known):
+        if type(asked.get(key)) is not int or asked[key] not in known: raise BadRequest(404, f'no {key} {str(asked.get(key))[:20]!r} on this page')
+
+    def _check_call(self, asked):
+        self._check_part(asked, 'fn_index', self.blocks.fns)
+        data, wanted = asked.get('data'), len(self.blocks.fns[asked['fn_index']].inputs)
+        if not isinstance(data, list) or len(data) != wanted: raise BadRequest(422, f'data must be a list of {wanted}')
+
+def _half(asked):
+    try: json.dumps(asked, ensure_ascii=False).encode()
+    except UnicodeEncodeError: raise BadRequest(422, 'the text holds half a character') from None
 
 def mount_page(
     app, # a FastAPI application
@@ -834,9 +927,14 @@ def mount_page(
     "Put the page into the application."
     import gradio as gr
     blocks = build_page(models, **options)
+    app.state.closing.append(blocks.handlers.close)
     css = CSS + static_file('explorer.css').read_text(encoding='utf-8')
     lock = dict(auth=lambda user, password: hmac.compare_digest(password.encode(), models.settings.token.encode()), auth_message='Any name; the password is the token of this server.') if models.settings.token else {}
-    return gr.mount_gradio_app(app, blocks, path, theme=page_theme(), css=css, ssr_mode=False, footer_links=[], run_history=False, show_error=True, max_file_size='2mb', mcp_server=False, pwa=False, enable_monitoring=False, **lock)
+    app = gr.mount_gradio_app(app, blocks, path, theme=page_theme(), css=css, ssr_mode=False, footer_links=[], run_history=False, show_error=True, max_file_size='2mb', mcp_server=False, pwa=False, enable_monitoring=False, **lock)
+    place = app.routes[-1]
+    explain_bodies(place.app)
+    place.app = Doors(place.app, blocks)
+    return app
 
 # %% ../../nbs/07_serve/03_app.ipynb #c027
 def share(
@@ -852,12 +950,14 @@ def _worth_a_line(record):
     "The page asks a lot; the log is of the API and of what went wrong."
     return record.levelno > logging.INFO or not hasattr(record, 'facts') or str(record.facts.get('path', '')).startswith(('/api/', '/health', '/metrics'))
 
-def _announce(address, wanted):
-    "Say where the server is."
+def _announce(app, address, wanted):
+    "Say where the server is; its page may ask it under each of its addresses."
     print(f'page {address}/   API {address}/docs', flush=True)
     if not wanted: return
-    try: print(f'public {share(address)}', flush=True)
-    except UserError as e: print(e, file=sys.stderr, flush=True)
+    try: public = share(address)
+    except UserError as e: return print(e, file=sys.stderr, flush=True)
+    app.state.origins.add(public)
+    print(f'public {public}', flush=True)
 
 def start(
     checkpoint:str|Path|None=None, # to serve; None: a shipped model
@@ -867,14 +967,13 @@ def start(
     **settings, # of ServeSettings
 ):
     "Serve the API and the page until told to stop."
-    from trm_nb.serve.api import create_app, log_json, serve
     models = Models(checkpoint, check_settings(ServeSettings, settings), device)
     models.get()
     app = create_app(models)
     mount_page(app, models, address=f'http://{models.settings.host}:{models.settings.port}', page=page)
     log_json()
     log.addFilter(_worth_a_line)
-    serve(app, ready=lambda address: _announce(address, public))
+    serve(app, ready=lambda address: _announce(app, address, public))
 
 def serve_command(
     checkpoint:Annotated[str, typer.Argument(help='Run folder, checkpoint, shipped name or Hub id.', show_default='TRM_CHECKPOINT_PATH, else the shipped model')]=None,
@@ -883,9 +982,10 @@ def serve_command(
     share:Annotated[bool, typer.Option('--share', help="Also get a public address, through Gradio's servers.")]=False,
     token:Annotated[str, typer.Option(help='Clients must send it; the page asks for it.', show_default='none is needed')]=None,
     device:Annotated[str, typer.Option(help='auto, cpu, mps, cuda or cuda:N.')]='auto',
-    max_batch:Annotated[int, typer.Option(min=1, help='Puzzles on the device at once.', show_default='16 on a CPU, else 256')]=None,
+    max_batch:Annotated[int, typer.Option(min=1, help='Puzzles on the device at once.', show_default='256; on a CPU 4 to 64, by the cost of a step')]=None,
     queue:Annotated[int, typer.Option(min=1, help='Puzzles that may wait.')]=512,
     time_limit:Annotated[float, typer.Option(min=.1, help='Seconds that a request may take.')]=60.,
+    cors:Annotated[list[str], typer.Option(metavar='ORIGIN', help='Web pages of another site that may ask, as https://example.org; may be repeated.', show_default='only its own page')]=[],
     hub:Annotated[bool, typer.Option(help='May the page and the API ask for models on the Hub?', show_default='on this machine alone')]=None,
 ):
     """Serve a checkpoint: a web page, and an API for programs.
@@ -897,6 +997,8 @@ def serve_command(
         trm serve runs/demo --port 8080
 
         trm serve me/sudoku-trm --host 0.0.0.0 --token SECRET --device cuda
+
+        trm serve --cors https://example.org
     """
     local = host in ('127.0.0.1', 'localhost') and not share
-    start(checkpoint or env('TRM_CHECKPOINT_PATH') or SHIPPED, device, share, host=host, port=port, token=token, max_batch=max_batch, queue=queue, time_limit=time_limit, hub=local if hub is None else hub, models=4)
+    start(checkpoint or env('TRM_CHECKPOINT_PATH') or SHIPPED, device, share, host=host, port=port, token=token, max_batch=max_batch, queue=queue, time_limit=time_limit, cors=cors, hub=local if hub is None else hub, models=4)

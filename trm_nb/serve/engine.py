@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BUCKETS', 'log', 'ServeSettings', 'Full', 'TimeUp', 'Closed', 'Crashed', 'Moment', 'Reply', 'Wish', 'Job', 'cycles',
-           'Seats', 'Cache', 'Statistics', 'settle', 'Guest', 'usual_width', 'Engine', 'local_runs', 'Models']
+           'Seats', 'Cache', 'Statistics', 'about', 'trained', 'settle', 'Guest', 'usual_width', 'Engine', 'local_runs',
+           'Models']
 
 # %% ../../nbs/07_serve/01_engine.ipynb #c002
 import logging, re, threading, time
@@ -22,7 +23,7 @@ from ..explore.solver import Answer, Solver
 from ..explore.trace import Trace
 from ..models.act import ACT, Outputs
 from ..models.halting import Slots, accelerated
-from ..models.pretrained import shipped
+from ..models.pretrained import fetch_checkpoint, read_metadata, shipped
 from ..models.zoo import step_cost
 
 # %% ../../nbs/07_serve/01_engine.ipynb #c007
@@ -41,8 +42,13 @@ class ServeSettings(Settings):
     models:int = Field(2, ge=1) # models kept loaded
     hub:bool = False # may a request name a model on the Hub?
     token:str|None = None # clients must send it as `Authorization: Bearer TOKEN`
-    cors:list[str] = [] # origins of web pages that may ask, as https://example.org
-    drain_seconds:float = Field(30., gt=0) # in which accepted requests are finished after SIGTERM
+    cors:list[str] = [] # origins of other web pages that may ask, as https://example.org
+    drain_seconds:float|None = Field(None, gt=0) # in which accepted requests are finished after SIGTERM; None: as long as one may take
+
+    @property
+    def drain(self)->float:
+        "Seconds in which accepted requests are finished."
+        return self.drain_seconds or self.body_seconds + self.time_limit
 
 # %% ../../nbs/07_serve/01_engine.ipynb #c009
 class Full(Exception):
@@ -259,6 +265,21 @@ class Statistics:
         with self.lock: recent = [seconds for _, seconds in self.recent]
         return {f'p{p}': float(np.percentile(recent, p)) for p in (50, 99)} if recent else {}
 
+# %% ../../nbs/07_serve/01_engine.ipynb #c035
+def about(
+    source:str|Path, # where the weights of a model come from
+)->dict:
+    "What a checkpoint says about itself; nothing where it says nothing."
+    try: return read_metadata(Path(source)) if source else {}
+    except (UserError, OSError): return {}
+
+def trained(
+    source:str|Path, # where the weights of a model come from
+)->bool|None:
+    "Have the weights learned anything? False: they are random; None: nobody says."
+    step = about(source).get('step')
+    return None if step is None else step > 0
+
 # %% ../../nbs/07_serve/01_engine.ipynb #c020
 log = logging.getLogger('trm_nb.serve')
 
@@ -312,7 +333,7 @@ class Engine:
     ):
         self.solver, self.settings, self.name = solver, settings, name or Path(solver.source).name or 'model'
         self.width = settings.max_batch or usual_width(solver)
-        self.cache, self.statistics, self.failures = Cache(settings.cache_mb), Statistics(), 0
+        self.cache, self.statistics, self.failures, self.trained = Cache(settings.cache_mb), Statistics(), 0, trained(solver.source)
         self.waiting, self.joining, self.seats, self.guests, self.closing, self.lock = deque(), [], {}, [], False, threading.Condition()
         self.thread = threading.Thread(target=self._run, name=f'engine {self.name}', daemon=True)
         self.thread.start()
@@ -444,7 +465,7 @@ class Engine:
         with self.lock:
             self.closing = True
             self.lock.notify()
-        self.thread.join(self.settings.drain_seconds if seconds is None else seconds)
+        self.thread.join(self.settings.drain if seconds is None else seconds)
         if self.thread.is_alive(): self._abandon(Closed('the server is stopping'))
         if threading.current_thread() is not self.thread: self.thread.join(5)
 
@@ -545,8 +566,9 @@ class Models:
         device:str='auto', # auto, cpu, mps, cuda or cuda:N
         runs:str|Path='runs', # folder of runs to offer
         load:Callable|None=None, # (source, device) -> Solver; None: Solver.from_pretrained
+        fetch:Callable[[str], Path]=fetch_checkpoint, # gets a model's checkpoint from the Hub
     ):
-        self.settings, self.device, self.runs, self.load = settings, device, runs, load or Solver.from_pretrained
+        self.settings, self.device, self.runs, self.load, self.fetch = settings, device, runs, load or Solver.from_pretrained, fetch
         self.source_of_first = first.source if isinstance(first, Solver) else str(first or next(iter(shipped()), ''))
         if not first and not self.source_of_first: raise UserError('no checkpoint to serve: name one')
         self.first = (Path(self.source_of_first).name or 'model') if Path(self.source_of_first).is_absolute() else self.source_of_first # nobody outside need know where things lie
@@ -579,10 +601,10 @@ class Models:
     def source(self,
         name:str, # as a client gives it
     ):
-        "Where a model lies; `UserError` where it is not offered."
+        "Where a model lies, fetched first where it is one of the Hub's; `UserError` where it is not offered."
         sources = self.sources()
         if name in sources: return sources[name]
-        if self.load and self.settings.hub and _HUB.fullmatch(name): return name
+        if self.load and self.settings.hub and _HUB.fullmatch(name): return self.fetch(name)
         raise UserError(f"no model '{name[:100]}' here: {suggest(name[:100], sources)}")
 
     def _known(self, name):
