@@ -7,10 +7,11 @@ from trm_nb.cli import call
 from trm_nb.config import load_config
 from trm_nb.data.basics import write_json
 from trm_nb.data.sudoku import write_generated
-from trm_nb.lab.compare import compare, look, measured, weigh
+from trm_nb.lab.compare import compare, look, measured, reproduce, weigh
+from trm_nb.lab.dispatch import How, order
 from trm_nb.lab.plots import draw_axes, draw_frontier, draw_gap, draw_halting_steps, draw_learning, draw_members
 from trm_nb.lab.report import answers, level, logs, looks, missing, paper_rows, save_tables
-from trm_nb.lab.catalogue import configure, load_catalogue
+from trm_nb.lab.catalogue import build_data, configure, load_catalogue
 from trm_nb.lab.results import against_hypotheses, at_equal_depth, by_experiment, critical_batch, pareto, read_run, read_runs, smallest, spread
 from trm_nb.models.act import PuzzleShape
 from trm_nb.models.zoo import build_model, step_cost
@@ -212,6 +213,37 @@ def test_reproduce_from_the_folder_alone(lab, tmp_path, capsys):
     assert call(['reproduce', str(folder)]) == 0
     out = capsys.readouterr().out
     assert 'every number of every row is the same' in out and (tmp_path/'elsewhere'/'own_a_again'/'checkpoints'/'last').exists()
+
+
+def test_a_repetition_tells_nobody(lab, tmp_path, monkeypatch):
+    "Neither telemetry nor the Hub nor the mirror hears of a repetition."
+    folder, trained = tmp_path/'own_a', []
+    shutil.copytree(lab/'runs'/'own_a', folder, symlinks=True)
+    loud = load_config(folder, f'run.mirror=file://{tmp_path}/mirror', 'telemetry.sinks=["tensorboard"]', 'auto_publish=me/model')
+    (folder/'config.yaml').write_text(loud.to_yaml())
+    def train(config, *_, **__):
+        trained.append(config)
+        shutil.copytree(folder, config.folder, symlinks=True)
+    monkeypatch.setattr('trm_nb.lab.compare.train', train)
+    assert reproduce(folder).identical
+    assert (trained[0].run.mirror, trained[0].auto_publish, trained[0].telemetry.sinks) == (None, None, None)
+
+
+@pytest.mark.slow
+def test_reproduce_builds_lost_data(tmp_path, monkeypatch, capsys):
+    "An experiment of the catalogue whose puzzles are gone: they are made anew, and every figure comes back."
+    monkeypatch.chdir(tmp_path)
+    o = order(load_catalogue()['exp04b_0100'], How(runs='runs', data='data'), 'smoke', pairs=['examples=160', 'evaluations=2', 'model.halt_max_steps=2', 'device=cpu'])
+    data = build_data(o.experiment, root='data')
+    write_json(o.config.folder/'status.json', dict(status=work(prepare(o.config)), message=''))
+    write_json(o.config.folder/'experiment.json', o.said)
+    shutil.rmtree('data')
+    assert call(['reproduce', 'exp04b_0100']) == 0
+    said = capsys.readouterr()
+    assert f'making {data} anew' in said.err and 'every number of every row is the same' in said.out and data.is_dir()
+    shutil.rmtree('data')
+    (o.config.folder/'experiment.json').unlink()
+    assert call(['reproduce', 'exp04b_0100', '--overwrite']) == 2 and 'nothing says how they were made' in capsys.readouterr().err
 
 
 @pytest.mark.slow

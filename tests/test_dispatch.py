@@ -94,6 +94,43 @@ def state(name, runs='runs'):
     folder = Path(runs, name)
     return describe(folder, looker([folder]))['state']
 
+@pytest.mark.slow
+def test_in_the_background(here):
+    "A queue left to itself: followed, stopped and gone on with, it ends as an unbroken run does; the other run is not touched."
+    sent = trm('run', 'exp01a', 'exp01b', '--budget', 'smoke', '--slots', '1', '--detach', *TINY)
+    assert sent.returncode == 0 and '2 runs wait in the background' in sent.stdout, sent.stderr
+    log = Path(next(w for w in sent.stdout.split() if w.endswith('.log')))
+    wait_for(lambda: len(lines(here/'runs/exp01a/metrics.jsonl')) > 2)
+    assert [state(n) for n in ('exp01a', 'exp01b')] == ['running', 'queued']
+    follower = subprocess.Popen([sys.executable, '-m', 'trm_nb.cli', 'logs', 'exp01a', '-f'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    stopped = trm('stop', 'exp01a')
+    assert stopped.returncode == 0 and 'exp01a saves and leaves' in stopped.stdout, stopped.stderr
+    out, err = follower.communicate(timeout=120) # it ends with the run
+    assert follower.returncode == 0 and 'step/s' in err and err.strip() == (here/'runs/exp01a/stderr.log').read_text().strip()
+    assert state('exp01a') == 'stopped' and 0 < saved_steps(here/'runs/exp01a/checkpoints')[-1] < 400
+    wait_for(lambda: state('exp01b') == 'done')
+    wait_for(lambda: 'exp01b done' in log.read_text())
+    assert 'exp01a stopped' in log.read_text() and trm('stop', 'exp01a').returncode == 2
+    again, whole = trm('resume', 'exp01a'), trm('run', 'exp01a', '--budget', 'smoke', '--runs', 'whole', *TINY)
+    assert (again.returncode, whole.returncode) == (0, 0) and '1 of 1 runs are done' in again.stdout, again.stderr + whole.stderr
+    assert lines(here/'runs/exp01a/metrics.jsonl') == lines(here/'whole/exp01a/metrics.jsonl') and state('exp01a') == 'done'
+
+@pytest.mark.slow
+def test_sweep_runs_and_is_reported(here):
+    "A grid with seeds, carried out, listed and reported on."
+    write_generated('data/demo', size=4, train=60, test=20, seed=0)
+    tiny = ['model.hidden_size=16', 'model.num_heads=2', 'model.halt_max_steps=2', 'learn.batch_size=8', 'learn.steps=20', 'learn.log_every=5', 'learn.eval_every=10', 'device=cpu']
+    swept = trm('sweep', 'demo', *tiny, '--grid', 'learn.lr=1e-3,1e-2', '--seeds', '2')
+    assert swept.returncode == 0 and '4 of 4 runs are done' in swept.stdout, swept.stderr
+    rows = json.loads(trm('runs', '--json').stdout)
+    assert [r['name'] for r in rows] == [f'demo_lr{lr}_s{s}' for lr in ('0.001', '0.01') for s in (0, 1)] and all(r['state'] == 'done' and r['best'] is not None for r in rows)
+    assert len({(here/'runs'/r['name']/'metrics.jsonl').read_text() for r in rows}) == 4
+    told = trm('report', 'demo_grid', '--puzzles', '10', '--target', '0.5')
+    assert told.returncode == 0, told.stderr
+    table = [l for l in told.stdout.splitlines() if l.startswith('| demo_lr')]
+    assert len(table) == 2 and all('0, 1' in l and '| 20 |' in l for l in table) and 'lr 0.01' in table[1]
+    assert (here/'reports/demo_grid/report.html').read_text().count('data:image/png') >= 4
+
 TASK = """import os, signal, sys
 from trm_nb.lab.slurm import Task
 task, folder, node = Task(), sys.argv[1], int(os.environ['SLURM_NODEID'])
