@@ -1,5 +1,5 @@
 """The engine and the API around it: what clients get, whatever they send, and what they cannot break."""
-import asyncio, contextlib, io, json, logging, os, signal, socket, subprocess, sys, threading, time
+import asyncio, contextlib, io, json, logging, os, re, signal, socket, subprocess, sys, threading, time, urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 import numpy as np
@@ -10,7 +10,7 @@ from trm_nb.data.format import PUZZLES
 from trm_nb.data.sudoku import generate
 from trm_nb.explore.solver import Solver
 from trm_nb.models.act import PuzzleShape
-from trm_nb.models.pretrained import save_pretrained
+from trm_nb.models.pretrained import SHIPPED, save_pretrained
 from trm_nb.models.zoo import build_model
 from trm_nb.serve.api import AnswerOut, ModelInfo, SolveRequest, SolveResponse, create_app, log_json, serve
 from trm_nb.serve.engine import Closed, Engine, Full, Models, ServeSettings
@@ -235,7 +235,6 @@ def test_documentation_is_right(solver):
 
 def test_documentation_needs_no_network(solver):
     "Every operation, field and example on a page that fetches nothing."
-    import re
     with client(solver) as c: page, api = c.get('/docs').text, c.get('/openapi.json').json()
     assert not re.search(r'(src|href)="?(https?:)?//|@import|url\(', page) and c.get('/redoc').status_code == 404
     solve = api['paths']['/api/solve']['post']['requestBody']['content']['application/json']
@@ -516,9 +515,9 @@ serve(create_app(models, settings), ready=lambda url: print(url, flush=True))
 def serving(checkpoint, tmp_path, root):
     "Starts servers in processes of their own; each has an address, a process and a log."
     started = []
-    def start(**settings):
+    def start(source=checkpoint, **settings):
         log = tmp_path/f'{len(started)}.log'
-        with open(log, 'w') as f: process = subprocess.Popen([sys.executable, '-c', SERVER, str(checkpoint), json.dumps(settings)], stdout=subprocess.PIPE, stderr=f, text=True, cwd=tmp_path, env=os.environ | dict(PYTHONPATH=os.pathsep.join(filter(None, [str(root), os.environ.get('PYTHONPATH')]))))
+        with open(log, 'w') as f: process = subprocess.Popen([sys.executable, '-c', SERVER, str(source), json.dumps(settings)], stdout=subprocess.PIPE, stderr=f, text=True, cwd=tmp_path, env=os.environ | dict(PYTHONPATH=os.pathsep.join(filter(None, [str(root), os.environ.get('PYTHONPATH')]))))
         started.append(process)
         address = process.stdout.readline().strip()
         assert address, log.read_text()
@@ -597,14 +596,21 @@ def test_hostile_connections(serving):
 
 
 @pytest.mark.slow
-def test_schemathesis_finds_no_5xx(serving, tmp_path):
+@pytest.mark.parametrize('kind, examples', [('sudoku', 3), ('arc', 3)])
+def test_schemathesis_finds_no_5xx(serving, tmp_path, kind, examples):
+    "With the model that ships, and with an ARC model; the examples of the documentation are among what is sent, and those for such a model are answered."
     pytest.importorskip('schemathesis')
-    server = serving(max_puzzles=4, max_steps=8)
+    source = SHIPPED if kind == 'sudoku' else arc_checkpoint(tmp_path/'arc', 4, step=0)
+    server = serving(source, max_puzzles=64, max_steps=16)
     done = subprocess.run([sys.executable, '-m', 'schemathesis.cli', 'run', server['address'] + '/openapi.json', '--checks', 'not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance', '--max-examples', '40', '--request-timeout', '100', '--seed', '1', '--generation-database', 'none'],
                           capture_output=True, text=True, cwd=tmp_path, timeout=500, env=os.environ | dict(SCHEMATHESIS_REPORT='false'))
-    told = [l['status'] for l in server['log']() if l['event'] == 'request']
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
-    assert len(told) > 100 and max(told) < 500 and 200 in told
+    told = [l for l in server['log']() if l['event'] == 'request']
+    answered = {path: [l for l in told if l['path'].startswith(path) and l['status'] == 200] for path in ('/api/solve', '/api/task/', '/api/examples', '/health', '/metrics')}
+    assert len(told) > 100 and max(l['status'] for l in told) < 500 and all(answered.values())
+    assert len(answered['/api/solve']) >= examples and sum(l['puzzles'] for l in answered['/api/solve']) > examples          # batches and votes too
+    metrics = urllib.request.urlopen(server['address'] + '/metrics').read().decode()
+    assert float(re.search(r'trm_answered_total{.*} (.*)', metrics)[1]) >= examples
 
 
 @pytest.mark.slow

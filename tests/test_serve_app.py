@@ -1,7 +1,8 @@
 """The page of trm serve: a visitor's board without a browser, then all of it in Chromium, from one command to played steps."""
-import contextlib, http.client, json, os, re, signal, socket, subprocess, sys, tempfile, time, urllib.error, urllib.request
+import contextlib, http.client, json, os, re, signal, socket, subprocess, sys, tempfile, threading, time, urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
@@ -22,8 +23,9 @@ pytest.importorskip('fastapi')
 from trm_nb.cli import call
 from trm_nb.serve import app as page_module
 from trm_nb.serve.app import BANNERS, CLIENT, Board, Handlers, Lesson, PageSettings, Shelf, Visitors, engine_frames, facts_html, task_entries, verdict
+from trm_nb.serve.api import create_app
 from trm_nb.serve.engine import Models, ServeSettings
-from trm_nb.serve.tasks import NAMELESS, known_tasks
+from trm_nb.serve.tasks import NAMELESS, SUDOKUS
 
 TINY = dict(name='trm', hidden_size=32, num_heads=2, H_cycles=2, L_cycles=1, puzzle_emb_ndim=32, puzzle_emb_len=1, halt_max_steps=3)
 
@@ -289,28 +291,203 @@ def test_only_some_visitors_are_remembered(shelf):
     assert list(visitors.boards) == ['b', 'c'] and visitors.ask(dict(session='a', seen={})) == dict(gone=True)
 
 
-# in Chromium
+# what is served, and how it is told
+
+def told(monkeypatch, *args):
+    "What `trm serve` would start."
+    started = []
+    monkeypatch.setattr(page_module, 'start', lambda *values, **settings: started.append((values, settings)))
+    assert call(['serve', *args]) == 0
+    return started[0]
+
+def test_what_is_served_where_nothing_is_named(monkeypatch, tmp_path):
+    "The argument, else TRM_CHECKPOINT_PATH, else the model that ships."
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv('TRM_CHECKPOINT_PATH', raising=False)
+    assert told(monkeypatch)[0][0] == SHIPPED
+    monkeypatch.setenv('TRM_CHECKPOINT_PATH', 'runs/mine')
+    assert told(monkeypatch)[0][0] == 'runs/mine' and told(monkeypatch, 'runs/other')[0][0] == 'runs/other'
+    (values, settings) = told(monkeypatch, '--host', '0.0.0.0', '--cors', 'https://a.org', '--cors', 'https://b.org', '--token', 't', '--time-limit', '9')
+    assert settings['cors'] == ['https://a.org', 'https://b.org'] and not settings['hub'] and ServeSettings(**settings).drain == 19
+    assert told(monkeypatch)[1]['hub'] and told(monkeypatch)[1]['cors'] == [] and not told(monkeypatch, '--share')[1]['hub'] and told(monkeypatch, '--share')[0][2] is True
 
 @contextlib.contextmanager
-def served(checkpoint, folder):
-    "trm serve in a process of its own; yields its address."
-    port = free_port()
-    env = {k: v for k, v in os.environ.items() if not k.startswith('HF_')} | dict(OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1')
-    with open(folder/'serve.log', 'w') as log: process = subprocess.Popen([sys.executable, '-m', 'trm_nb.cli', 'serve', str(checkpoint), '--port', str(port), '--device', 'cpu'], cwd=folder, env=env, stdout=subprocess.PIPE, stderr=log, text=True)
-    try:
-        said = process.stdout.readline()                                     # said when it listens
-        assert f'page http://127.0.0.1:{port}/' in said, said + (folder/'serve.log').read_text()
-        yield f'http://127.0.0.1:{port}'
+def stubbed_start(monkeypatch, tunnel):
+    "trm serve without a page and without listening; yields the applications that were started."
+    apps, log = [], page_module.log
+    before = log.handlers, log.propagate, log.level, list(log.filters)
+    for name in ('gradio', 'gradio.networking'): monkeypatch.setitem(sys.modules, name, SimpleNamespace(setup_tunnel=tunnel))
+    monkeypatch.setattr(page_module, 'mount_page', lambda app, *a, **k: apps.append(app))
+    monkeypatch.setattr(page_module, 'serve', lambda app, ready: ready('http://127.0.0.1:8123'))
+    try: yield apps
     finally:
-        process.terminate()
-        process.wait(60)
+        log.handlers, log.propagate, log.filters = before[0], before[1], before[3]
+        log.setLevel(before[2])
+        for app in apps: app.state.models.close()
+
+def test_share(checkpoint, monkeypatch, capsys):
+    "A public address is asked for once the server listens, its page may ask; where there is none, a line says why and the server goes on."
+    asked = []
+    def tunnel(**options):
+        asked.append((options['local_host'], options['local_port'], len(options['share_token']) > 30))
+        if len(asked) > 1: raise RuntimeError('no route\nto the relay')
+        return 'https://x.gradio.live'
+    with stubbed_start(monkeypatch, tunnel) as apps:
+        assert call(['serve', str(checkpoint), '--device', 'cpu']) == 0 and asked == []
+        assert call(['serve', str(checkpoint), '--device', 'cpu', '--share']) == 0
+        assert 'public https://x.gradio.live\n' in capsys.readouterr().out and asked == [('127.0.0.1', 8123, True)] and apps[1].state.origins == {'https://x.gradio.live'} and apps[0].state.origins == set()
+        assert call(['serve', str(checkpoint), '--device', 'cpu', '--share']) == 0
+        out, err = capsys.readouterr()
+        assert 'public' not in out and err.splitlines()[-1] == 'no public address: no route' and apps[2].state.origins == set()
+
+@contextlib.contextmanager
+def listening(models, **settings):
+    "The API on a free port; yields its address."
+    import uvicorn
+    server = uvicorn.Server(uvicorn.Config(create_app(models, ServeSettings(**settings)), port=0, log_level='critical'))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        until = time.monotonic() + 60
+        while not server.started: assert thread.is_alive() and time.monotonic() < until
+        yield f'http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}'
+    finally:
+        server.should_exit = True
+        thread.join(60)
+
+@pytest.fixture(scope='module')
+def nine(tmp_path_factory):
+    return save_pretrained(small('sudoku', H_cycles=1, halt_max_steps=1), tmp_path_factory.mktemp('nine')/'nine', 'sudoku', step=1)
+
+def test_the_client_of_the_page(nine, capsys):
+    "The lines of the tab Python are a program that works."
+    with Models(nine, ServeSettings(), 'cpu') as models, listening(models, token='TOKEN') as address: exec(compile(CLIENT.replace('ADDRESS', address), 'client', 'exec'), {})
+    rows = capsys.readouterr().out.split()
+    assert len(rows) == 10 and all(len(r) == 9 for r in rows[:9]) and rows[9] in ('True', 'False')
+
+
+# the server with its page, as it is started
+
+class Served:
+    "trm serve in a process of its own."
+    def __init__(self, folder, *options, token=''):
+        self.port, self.log = free_port(), folder/'serve.log'
+        self.address, self.token = f'http://127.0.0.1:{self.port}', token
+        env = {k: v for k, v in os.environ.items() if not k.startswith(('HF_', 'TRM_CHECKPOINT'))} | dict(OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1')
+        with open(self.log, 'w') as log: self.process = subprocess.Popen([sys.executable, '-m', 'trm_nb.cli', 'serve', *map(str, options), '--port', str(self.port), '--device', 'cpu'], cwd=folder, env=env, stdout=subprocess.PIPE, stderr=log, text=True)
+        said = self.process.stdout.readline()                                 # said when it listens
+        assert f'page {self.address}/' in said, said + self.log.read_text()
+
+    def call(self, method, path, body=None, **headers):
+        "Status, headers and body of a call."
+        connection = http.client.HTTPConnection('127.0.0.1', self.port, timeout=60)
+        try:
+            connection.request(method, path, body, {k.replace('_', '-'): v for k, v in headers.items()})
+            response = connection.getresponse()
+            return response.status, {k.lower(): v for k, v in response.getheaders()}, response.read()
+        finally: connection.close()
+
+    def raw(self, data):
+        "Send bytes and wait; the first line of what comes."
+        with socket.create_connection(('127.0.0.1', self.port), timeout=60) as s:
+            with contextlib.suppress(OSError): s.sendall(data)                # it may have heard enough before all is sent
+            return s.recv(4096).split(b'\r\n')[0]
+
+    def heartbeat(self):
+        "A stream that a page holds open."
+        s = socket.create_connection(('127.0.0.1', self.port), timeout=60)
+        s.sendall(b'GET /gradio_api/heartbeat/somebody HTTP/1.1\r\nhost: x\r\n\r\n')
+        got = b''
+        while b'ALIVE' not in got: got += s.recv(4096)
+        return s
+
+    def stop(self, seconds=60):
+        "End it; its exit code and the seconds that took."
+        began = time.monotonic()
+        self.process.terminate()
+        return self.process.wait(seconds), time.monotonic() - began
+
+@contextlib.contextmanager
+def served(folder, *options, **more):
+    "trm serve with options."
+    server = Served(folder, *options, **more)
+    try: yield server
+    finally:
+        server.process.kill()
+        server.process.wait(60)
+
+HEAD = b'POST %b HTTP/1.1\r\nhost: x\r\ncontent-type: %b\r\n'
+DOORS = '/', '/config', '/gradio_api/queue/join', '/gradio_api/run/predict', '/gradio_api/component_server/', '/gradio_api/upload', '/login', '/api/solve', '/nowhere'
+
+@pytest.mark.slow
+def test_the_gate_stands_before_the_page_too(checkpoint, tmp_path):
+    "Size, time, origin and bytes that are no text: the page's addresses are guarded like those of the API, and nothing of it is a 5xx."
+    pytest.importorskip('gradio')
+    with served(tmp_path, checkpoint) as server:
+        for path in DOORS:
+            head = HEAD % (path.encode(), b'application/json')
+            assert server.raw(head + b'content-length: 99999999999\r\n\r\n{').startswith(b'HTTP/1.1 413'), path
+            assert server.raw(head + b'transfer-encoding: chunked\r\n\r\n' + (b'%x\r\n%b\r\n' % (1 << 20, b' ' * (1 << 20))) * 5).startswith(b'HTTP/1.1 413'), path
+            for origin in ('https://evil.org', 'null', f'http://127.0.0.1:{server.port + 1}', f'http://localhost:{server.port}'):
+                for method, more in (('GET', {}), ('POST', {}), ('OPTIONS', dict(access_control_request_method='POST', access_control_request_headers='content-type'))):
+                    status, headers, _ = server.call(method, path, b'{}' if method == 'POST' else None, origin=origin, content_type='text/plain', **more)
+                    assert status == 403 and not [k for k in headers if k.startswith('access-control')], (path, origin, method, status, headers)
+            for kind in ('text/plain', 'application/json', 'multipart/form-data; boundary=x', 'application/x-www-form-urlencoded', 'image/png', ''):
+                for body in (b'\xff\xfe', b'', b'{"data": "\\ud800", "session_hash": "\\ud800", "fn_index": 1}', b'[' * 50_000, b'{"fn_index": 99, "data": [], "session_hash": "x"}', b'{"fn_index": 2, "data": [null, 3], "session_hash": "x"}', b'{"component_id": 99, "fn_name": "ask", "data": {}, "session_hash": "x"}'):
+                    status = server.call('POST', path, body, content_type=kind)[0]
+                    assert 400 <= status < 500 or (path, body, status) == ('/gradio_api/upload', b'', 200), (path, kind, body[:50], status)     # no files are no mistake
+        for path in ('/gradio_api/api/opened', '/gradio_api/call/opened', '/gradio_api/vibe-edit', '/gradio_api/process_recording', '/gradio_api/stream/x'): assert server.call('POST', path, b'{}', content_type='application/json')[0] == 404
+        for path in ('/gradio_api/file=/etc/passwd', '/gradio_api/proxy=http://127.0.0.1/x', '/static/..%2f..%2f..%2fetc%2fpasswd'): assert 400 <= server.call('GET', path)[0] < 500, path
+        own = {k: server.call('GET', k, origin=server.address) for k in ('/', '/config', '/health', '/docs')}
+        assert {status for status, _, _ in own.values()} == {200} and not [k for _, headers, _ in own.values() for k in headers if k.startswith('access-control')]
+        with ThreadPoolExecutor(40) as pool:
+            began = time.monotonic()
+            late = [pool.submit(server.raw, HEAD % (path.encode(), b'application/json') + b'content-length: 500\r\n\r\n{"data"') for path in DOORS for _ in range(4)]
+            assert {f.result() for f in late} == {b'HTTP/1.1 408 Request Timeout'} and time.monotonic() - began < 30
+        assert server.call('POST', '/api/solve', json.dumps(dict(puzzle='1...............')), content_type='application/json')[0] == 200
+        code, _ = server.stop()
+        log = server.log.read_text()
+        assert code == 0 and 'a request failed' not in log and '"status": 5' not in log and 'UnicodeDecodeError' not in log
+
+@pytest.mark.slow
+def test_sites_that_may_ask(checkpoint, tmp_path):
+    pytest.importorskip('gradio')
+    with served(tmp_path, checkpoint, '--cors', 'https://a.org', '--cors', 'https://b.org') as server:
+        for origin, status in (('https://a.org', 200), ('https://b.org', 200), ('https://c.org', 403)):
+            for path in ('/', '/config', '/health'):
+                got, headers, _ = server.call('GET', path, origin=origin)
+                assert (got, headers.get('access-control-allow-origin')) == (status, origin if status == 200 else None) and 'access-control-allow-credentials' not in headers
+
+@pytest.mark.slow
+def test_sigterm_with_an_open_page(checkpoint, tmp_path):
+    "Its streams end at once, what was accepted is answered, and nothing is complained of; with the settings that trm serve has by itself."
+    pytest.importorskip('gradio')
+    with served(tmp_path, checkpoint) as server, ThreadPoolExecutor(2) as pool:
+        streams = [server.heartbeat() for _ in range(3)]
+        session = json.loads(server.call('GET', '/config')[2])                 # as a browser begins
+        assert session['components']
+        work = json.dumps(dict(puzzles=[f'{i + 1}{j + 1}'.ljust(16, '.') for i in range(4) for j in range(4) if i != j] * 20, max_steps=64, early_exit=False))
+        accepted = pool.submit(server.call, 'POST', '/api/solve', work, content_type='application/json')
+        until = time.monotonic() + 30
+        while not re.search(r'trm_running{.*} [1-9]', server.call('GET', '/metrics')[2].decode()): assert time.monotonic() < until and not accepted.done()
+        code, seconds = server.stop()
+        assert accepted.result()[0] == 200 and code == 0
+        for s in streams:
+            while s.recv(4096): pass                                          # ended, not cut off: the last chunk came before
+            s.close()
+        log = server.log.read_text()
+        assert seconds < 15 and 'Traceback' not in log and 'Cancel' not in log, (seconds, log[-2000:])
+
+
+# in Chromium
 
 SOLVED = "() => { const x = document.querySelector('.trm')?.explorer; return x && x.sides.a && !x.busy && %s }"
 
 @pytest.mark.slow
 def test_from_one_command_to_played_steps(checkpoint, tmp_path):
     pytest.importorskip('gradio')
-    with chromium() as browser, served(checkpoint, tmp_path) as address:
+    with chromium() as browser, served(tmp_path, checkpoint) as server:
+        address = server.address
         assert urllib.request.urlopen(address + '/health').status == 200
         page = watched(browser.new_context(viewport=dict(width=1280, height=900)))
         foreign = []
@@ -351,4 +528,73 @@ def test_from_one_command_to_played_steps(checkpoint, tmp_path):
         # a phone
         page.set_viewport_size(dict(width=390, height=844))
         page.wait_for_function("() => document.querySelector('.trm-narrow') && document.documentElement.scrollWidth <= innerWidth")
+        # the documentation of the API, and a question from there
+        page.get_by_role('link', name='API').click()
+        page.locator('form[data-path="/api/model-info"] button').click()
+        page.locator('form[data-path="/api/model-info"] pre').get_by_text('200 ').wait_for()
+        page.locator('form[data-path="/api/task/{id}"] button').click()
+        page.locator('form[data-path="/api/task/{id}"] pre').get_by_text('Inkala').wait_for()
+        solve = page.locator('form[data-path="/api/solve"]')
+        for value, words in ((None, 'cell 1 of the sudoku-4x4 puzzle'), ('{"puzzle": "1..............."}', '"grid"')):
+            if value: solve.locator('textarea').fill(value)
+            solve.locator('button').click()
+            solve.locator('pre').get_by_text(words).wait_for()
+        assert page.evaluate('document.documentElement.scrollWidth <= innerWidth')
         assert not foreign and not [m for m in page.bad if 'TypeError' in m], (foreign, page.bad)
+
+@pytest.mark.slow
+def test_a_hard_sudoku_with_the_model_that_ships(tmp_path):
+    "Nothing is named: the model that ships solves Arto Inkala's puzzle of 2012, and its steps are played."
+    pytest.importorskip('gradio')
+    with chromium() as browser, served(tmp_path) as server:
+        page = watched(browser.new_context(viewport=dict(width=1280, height=900)))
+        page.goto(server.address)
+        page.wait_for_function(READY, timeout=120_000)
+        page.locator('#stage select[title=puzzle]').select_option(label='Arto Inkala, 2012')
+        page.wait_for_function(SOLVED % "x.info.puzzles[x.info.entry] === 'Arto Inkala, 2012' && x.sides.a.arrays.inputs.join() === x.info.tokens.join()", timeout=120_000)
+        page.locator('.trm-note').get_by_text('Right; the model would').wait_for()
+        steps = page.evaluate("document.querySelector('.trm').explorer.sides.a.steps")
+        page.get_by_role('button', name='to the beginning').click()
+        page.get_by_role('button', name='play or pause').click()
+        seen = set()
+        while True:
+            u, last, playing = page.evaluate("(x => [x.u, x.sides.a.T - 1, x.playing])(document.querySelector('.trm').explorer)")
+            seen.add(u)
+            if u == last and not playing: break
+            page.wait_for_timeout(20)
+        assert steps > 1 and len(seen) > steps                               # it was played, not jumped to the end
+        page.get_by_role('button', name='The answer as text').click()
+        answer = page.locator('#text textarea').input_value().replace('\n', '')
+        puzzle = SUDOKUS['inkala-2012'][1]
+        assert PUZZLES['sudoku'].conflicts(*(PUZZLES['sudoku'].parse(t)[None] for t in (puzzle, answer)))[0] == 0 and answer.startswith('812753649943682175')
+
+@pytest.mark.slow
+def test_a_task_from_a_file_is_learned(tmp_path):
+    "Uploaded, learned, downloaded, and on the board with its pairs; then left off; nothing of it stays in the temporary folder."
+    pytest.importorskip('gradio')
+    save_pretrained(small('arc', rows=2), tmp_path/'runs/arc/checkpoints/step_1', 'arc', step=5)
+    (tmp_path/'own-task.json').write_text(as_text(task()))
+    with chromium() as browser, served(tmp_path, 'runs/arc') as server:
+        page = watched(browser.new_context(viewport=dict(width=1280, height=900)))
+        page.goto(server.address)
+        page.wait_for_function(READY, timeout=120_000)
+        page.get_by_role('tab', name='New ARC task').click()
+        page.locator('#task-file input[type=file]').set_input_files(tmp_path/'own-task.json')
+        page.locator('#task-file').get_by_text('own-task').first.wait_for()
+        page.get_by_role('spinbutton', name='Steps').fill('10')
+        page.get_by_role('spinbutton', name='Turned').fill('1')
+        page.get_by_role('button', name='Learn', exact=True).click()
+        page.locator('#lesson').get_by_text('2 training pairs').wait_for(timeout=120_000)
+        assert page.locator('#lesson img').count() == 2
+        with page.expect_download() as loaded: page.locator('a[download="submission.json"]').first.click()
+        assert list(json.loads(loaded.value.path().read_text())) == ['own-task']
+        page.get_by_role('tab', name='Solve').click()
+        page.wait_for_function(SOLVED % "x.info.puzzles[x.info.entry] === 'own-task' && x.info.model === 'own-task, learned from runs/arc' && !x.info.banner", timeout=60_000)
+        assert page.locator('.page-pairs figure').count() == 2 and page.locator('.page-banner:visible').count() == 0
+        page.get_by_role('tab', name='New ARC task').click()
+        page.get_by_role('spinbutton', name='Steps').fill('2000')
+        page.get_by_role('button', name='Learn', exact=True).click()
+        page.locator('#lesson .page-progress').wait_for()
+        page.get_by_role('button', name='Stop').click()
+        page.locator('#lesson').get_by_text('left off').wait_for(timeout=60_000)
+        assert not page.bad, page.bad

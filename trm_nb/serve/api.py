@@ -538,8 +538,8 @@ def create_app(
     s = app.state
     s.models, s.settings, s.origins, s.stopping, s.closing = models, settings, set(settings.cors), asyncio.Event(), [models.close]
     _add_errors(app)
-    _add_status(app, fastapi, models, counts)
     _add_solve(app, fastapi, models)
+    _add_status(app, fastapi, models, counts)
     _add_examples(app, fastapi, models)
     app.get('/docs', include_in_schema=False, response_class=fastapi.responses.HTMLResponse)(lambda: docs_page(app.openapi()))
     app.add_middleware(Gate, settings=settings, counts=counts, origins=s.origins, stopping=s.stopping)
@@ -583,7 +583,7 @@ def _add_solve(app, fastapi, models):
     body = dict(required=True, content={'application/json': dict(schema=SolveRequest.model_json_schema(), examples=_EXAMPLES)})
     @app.post('/api/solve', response_model=SolveResponse, responses=_errors(*_WHY), openapi_extra=dict(requestBody=body), tags=['solve'])
     async def solve(request: fastapi.Request):
-        "Solve a puzzle, several, or an ARC task. Puzzles of all clients share the device, batch by batch."
+        "Solve a puzzle or several, an ARC task or several. Puzzles of all clients share the device, batch by batch."
         began, asked = time.perf_counter(), read_request(await request.body())
         engine = models.loaded().get(asked.model or models.first) or await asyncio.to_thread(models.get, asked.model)
         question = await asyncio.to_thread(understand, asked, engine) if asked.puzzle is None and asked.puzzles is None else understand(asked, engine)

@@ -642,14 +642,16 @@ footer { display: none !important; }
 CLIENT = '''import json, urllib.request
 
 def ask(**question):
-    headers = {'Content-Type': 'application/json', 'Authorization': 'Bearer TOKEN'}   # the token, where the server wants one
+    headers = {'Content-Type': 'application/json', 'Authorization': 'Bearer TOKEN'}    # the token, where the server wants one
     request = urllib.request.Request('ADDRESS/api/solve', json.dumps(question).encode(), headers)
     return json.load(urllib.request.urlopen(request))
 
 answer = ask(puzzle='53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79')['answers'][0]
 print(answer['text'], answer['valid'])
-task = dict(train=[dict(input=[[0, 1]], output=[[1, 0]])], test=[dict(input=[[2, 3]])])
-# with an ARC model: ask(task=task, votes=8)['task']
+
+# an ARC task, where the model runs/arc is there:
+# task = ask(task=json.load(open('task.json')), votes=8, model='runs/arc')['task']
+# print(task['pairs'][0]['attempts'][0]['grid'], task['note'])
 '''
 
 def page_theme():
