@@ -501,7 +501,6 @@ def plan_text(
     lines = [(str(r.order), r.name, f'{r.parameters:,}', f'{r.steps:,}', f'{r.batch:,}', f'{r.ms_per_step:.1f}', f'{r.hours:.2f}', f'{r.checkpoints / 2**30:.2f} GiB', r.basis, f'= {r.same_as}' * bool(r.same_as)) for r in rows]
     return '\n'.join([aligned([head, *lines]), '', *_sums(rows)])
 
-
 # %% ../../nbs/08_lab/01_catalogue.ipynb #c035
 def parse_grid(
     texts:list[str], # as learn.lr=1e-4,3e-4

@@ -60,7 +60,6 @@ def _clock(timing, at=math.inf):
     "Seconds of training alone up to a step, the usual time of a step, and memory."
     return dict(train_seconds=_spent(timing, at), ms_per_step=float(np.median([t['ms_per_step'] for t in timing])), peak_gib=timing[-1].get('peak_gib')) if timing else {}
 
-
 # %% ../../nbs/08_lab/06_results.ipynb #c010
 def _accuracy(rows, last=.1):
     "The last evaluation, the best one, and training beside it."
@@ -329,4 +328,3 @@ def against_hypotheses(
     known = {*_MEASURED, 'hours', 'speed', 'epochs'}
     rows = [_hypothesis(r, name, expected, groups, runs) for r in groups.to_dict('records') for name, expected in r['expects'].items() if name in known]
     return pd.DataFrame(rows, columns=['experiment', 'quantity', 'hypothesis', 'measured', 'note'])
-

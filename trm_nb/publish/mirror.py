@@ -32,7 +32,6 @@ def open_mirror(
     except ImportError: raise UserError(f'run.mirror {url}: {MissingExtra(*_STORES[scheme])}') from None
     except ValueError as e: raise UserError(f'run.mirror {url}: {e}') from None
 
-
 # %% ../../nbs/06_publish/06_mirror.ipynb #c008
 _PRIVATE = ('.tmp', '.lock', '.pkl')
 
