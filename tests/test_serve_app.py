@@ -1,11 +1,12 @@
 """The page of trm serve: a visitor's board without a browser, then all of it in Chromium, from one command to played steps."""
-import contextlib, http.client, json, os, re, signal, socket, subprocess, sys, tempfile, threading, time, urllib.request
+import contextlib, http.client, json, os, re, signal, socket, subprocess, sys, tempfile, threading, time, urllib.error, urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from execnb.nbio import read_nb
 from browser import READY, chromium, free_port, watched
 from trm_nb.data.arc import Task
 from trm_nb.data.basics import UserError
@@ -25,7 +26,7 @@ from trm_nb.serve import app as page_module
 from trm_nb.serve.app import BANNERS, CLIENT, Board, Handlers, Lesson, PageSettings, Shelf, Visitors, engine_frames, facts_html, task_entries, verdict
 from trm_nb.serve.api import create_app
 from trm_nb.serve.engine import Models, ServeSettings
-from trm_nb.serve.tasks import NAMELESS, SUDOKUS
+from trm_nb.serve.tasks import NAMELESS, SUDOKUS, examples
 
 TINY = dict(name='trm', hidden_size=32, num_heads=2, H_cycles=2, L_cycles=1, puzzle_emb_ndim=32, puzzle_emb_len=1, halt_max_steps=3)
 
@@ -364,6 +365,39 @@ def test_the_client_of_the_page(nine, capsys):
     with Models(nine, ServeSettings(), 'cpu') as models, listening(models, token='TOKEN') as address: exec(compile(CLIENT.replace('ADDRESS', address), 'client', 'exec'), {})
     rows = capsys.readouterr().out.split()
     assert len(rows) == 10 and all(len(r) == 9 for r in rows[:9]) and rows[9] in ('True', 'False')
+
+def test_the_client_of_the_guide(nine, root, tmp_path, monkeypatch, capsys):
+    "So are those of the guide, with a token and an ARC task."
+    text = next(c.source for c in read_nb(root/'nbs/howto/01_inference.ipynb').cells if '## As a service' in c.source)
+    code, = re.findall('```python\n(.*?)```', text.partition('## As a service')[2], re.S)
+    monkeypatch.chdir(tmp_path)
+    save_pretrained(small('arc', rows=2, H_cycles=1, halt_max_steps=1), tmp_path/'runs/arc/checkpoints/step_1', 'arc', step=5)
+    with Models(nine, ServeSettings(), 'cpu') as models, listening(models, token='SECRET') as address:
+        assert 'http://127.0.0.1:8000' in code
+        exec(compile(code.replace('http://127.0.0.1:8000', address), 'guide', 'exec'), {})
+        with pytest.raises(urllib.error.HTTPError, match='401'): exec(compile(code.replace('http://127.0.0.1:8000', address).replace('SECRET', 'guess'), 'guide', 'exec'), {})
+    said = capsys.readouterr().out
+    assert len(said.split('valid')[0].split()) in (9, 10) and said.splitlines()[-1].startswith('[[') and 'the blank row 0 stands in' in said
+
+@pytest.mark.parametrize('device', [pytest.param('cpu', marks=pytest.mark.slow), pytest.param('cuda', marks=pytest.mark.cuda)])
+def test_the_model_that_ships(device, tmp_path, monkeypatch):
+    "Hard Sudokus over the API, alone and side by side, and a trace for the page between them, on every kind of device."
+    testclient = pytest.importorskip('fastapi.testclient')
+    monkeypatch.chdir(tmp_path)
+    puzzles = [p for _, p in SUDOKUS.values()]
+    with Models(SHIPPED, ServeSettings(cache_mb=0), device) as models, testclient.TestClient(create_app(models)) as c:
+        assert c.get('/api/model-info').json()['device'].startswith(device)
+        alone = [c.post('/api/solve', json=dict(puzzle=p)).json()['answers'][0] for p in puzzles]
+        together = c.post('/api/solve', json=dict(puzzles=puzzles * 4, every_step=True)).json()['answers']
+        solutions = [''.join(e.solution) for e in examples(PUZZLES['sudoku'])]
+        for answers in (alone, *(together[i:i + 5] for i in range(0, 20, 5))): assert sum(a['text'].replace('\n', '') == s for a, s in zip(answers, solutions)) >= 4
+        assert all(a['moments'][-1]['grid'] == a['grid'] and len(a['moments']) == a['steps'] for a in together)
+        board = Visitors(Shelf(models)).open('me')
+        board._again()
+        settle(board)
+        board._receive(None, dict(type='entry', entry=[e.name for e in board.entries].index('Arto Inkala, 2012')), [])
+        found, _ = settle(board)
+        assert found['pack_a'] and board.status['text'].startswith('Right') and len(board.trace.inner_confidence) == len(board.trace.schedule) * board.trace.steps and f'<dd>{device}' in facts_html(board)
 
 
 # the server with its page, as it is started
