@@ -1,6 +1,7 @@
 """To the Hub and back, against a Hub of our own that speaks the real one's protocol and breaks on request."""
 import contextlib, errno, io, json, os, re, runpy, shutil, signal, socket, subprocess, sys, time, traceback, urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
@@ -143,63 +144,85 @@ def test_public_and_existing(hub, run):
 
 # what breaks
 
-def test_upload_cut_off_is_resumed(hub, run):
-    "Three parts of the weights; the second is cut: nothing is visible, and the next attempt does not send the picture again."
-    hub.fail('PUT /lfs/.*/2$', times=100, cut=5000)
-    with pytest.raises(UserError, match='the Hub cannot be reached') as e: publish_model(run, 'me/tiny')
-    assert '\n' not in str(e.value) and set(hub.repo('me/tiny').files) == {'.gitattributes'} and hub.asked('PUT /lfs/.*/2$')
+@pytest.fixture(params=['model', 'dataset'])
+def thing(request, hub, run, data):
+    "Something to publish as me/tiny: its kind, its folder, its address at the Hub, a file of several parts, and after how many bytes one may break."
+    if request.param == 'model': return SimpleNamespace(kind='model', folder=run, send=publish_model, api='/api/models/me/tiny', git='/me/tiny.git', large='model.safetensors', content=(run/'checkpoints/best/model.safetensors').read_bytes(), cut=5000)
+    hub.part = 500
+    return SimpleNamespace(kind='dataset', folder=data, send=publish_dataset, api='/api/datasets/me/tiny', git='/datasets/me/tiny.git', large='train/all__inputs.npy', content=(data/'train/all__inputs.npy').read_bytes(), cut=100)
+
+
+def test_upload_cut_off_is_resumed(hub, thing):
+    "The second part of a large file is cut: nothing is visible, and the next attempt does not send again what went through."
+    hub.fail('PUT /lfs/.*/2$', times=10_000, cut=thing.cut)
+    with pytest.raises(UserError, match='the Hub cannot be reached') as e: thing.send(thing.folder, 'me/tiny')
+    assert '\n' not in str(e.value) and set(hub.repo('me/tiny', thing.kind).files) == {'.gitattributes'} and hub.asked('PUT /lfs/.*/2$')
     hub.faults.clear()
     before = {entry[1] for entry in hub.asked('PUT /lfs/[0-9a-f]+$') if entry[2] == 200}
     hub.log.clear()
-    publish_model(run, 'me/tiny')
+    thing.send(thing.folder, 'me/tiny')
     again = {entry[1] for entry in hub.asked('PUT /lfs/[0-9a-f]+$')}
-    assert before and not before & again and 'model.safetensors' in hub.repo('me/tiny').files
-    assert Solver.from_pretrained('me/tiny', 'cpu').solve('.' * 16).tokens.shape == (16,)
+    assert before and not before & again and hub.repo('me/tiny', thing.kind).files[thing.large] == thing.content
 
 
-def test_upload_cut_off_once_goes_on_by_itself(hub, run):
-    hub.fail('PUT /lfs/.*/2$', cut=5000)
-    publish_model(run, 'me/tiny')
-    assert hub.repo('me/tiny').files['model.safetensors'] == (run/'checkpoints/best/model.safetensors').read_bytes()
+def test_upload_cut_off_once_goes_on_by_itself(hub, thing):
+    hub.fail('PUT /lfs/.*/2$', cut=thing.cut)
+    thing.send(thing.folder, 'me/tiny')
+    assert hub.repo('me/tiny', thing.kind).files[thing.large] == thing.content
 
 
 @pytest.mark.parametrize('where, status, message', [
     ('POST /api/repos/create', 500, r'the Hub is out of order \(500\): try again later'),
-    ('POST /api/models/me/tiny/commit', 409, r'me/tiny was changed by somebody else at the same moment \(409\)'),
-    ('POST /api/models/me/tiny/commit', 403, r'the token may not write to me/tiny \(403\)'),
-    ('POST /me/tiny.git/info/lfs', 503, r'the Hub is out of order \(503\)'),
-    ('POST /api/models/me/tiny/tag', 429, r'the Hub asks for a pause \(429\): try again in 7 s'),
-    ('POST /api/models/me/tiny/preupload', 401, r'the Hub does not know this token \(401\): HF_TOKEN must be')])
-def test_errors_are_one_line(hub, run, where, status, message):
-    hub.fail(where, status, times=1000, Retry_After='7' if status == 429 else '')
-    code, out, err = said('publish', 'model', str(run), 'me/tiny')
+    ('POST {api}/commit', 409, r'me/tiny was changed by somebody else at the same moment \(409\)'),
+    ('POST {api}/commit', 403, r'the token may not write to me/tiny \(403\)'),
+    ('POST {git}/info/lfs', 503, r'the Hub is out of order \(503\)'),
+    ('POST {api}/commit', 429, r'the Hub asks for a pause \(429\): try again in 7 s'),
+    ('POST {api}/preupload', 401, r'the Hub does not know this token \(401\): HF_TOKEN must be')])
+def test_errors_are_one_line(hub, thing, where, status, message):
+    hub.fail(where.format(api=thing.api, git=thing.git), status, times=1000, Retry_After='7' if status == 429 else '')
+    code, out, err = said('publish', thing.kind, str(thing.folder), 'me/tiny')
     assert code == 2 and re.match('trm: ' + message, err.splitlines()[-1]) and hub.token not in out + err
-    assert ('model.safetensors' in hub.repo('me/tiny').files if 'tag' in where else not hub.repo('me/tiny') or len(hub.repo('me/tiny').messages) == 1)
+    assert not hub.repo('me/tiny', thing.kind) or len(hub.repo('me/tiny', thing.kind).messages) == 1
 
 
-@pytest.mark.parametrize('where', ['POST /api/repos/create', 'POST /api/models/me/tiny/preupload', 'POST /api/models/me/tiny/commit', 'POST /api/models/me/tiny/tag'])
+def test_refused_tag_leaves_the_model(hub, run):
+    hub.fail('POST /api/models/me/tiny/tag', 429, times=1000, Retry_After='7')
+    code, _, err = said('publish', 'model', str(run), 'me/tiny')
+    assert code == 2 and 'the Hub asks for a pause (429)' in err.splitlines()[-1] and 'model.safetensors' in hub.repo('me/tiny').files
+
+
+@pytest.mark.parametrize('where', ['POST /api/repos/create', 'POST {api}/preupload', 'POST {api}/commit'])
 @pytest.mark.parametrize('status', [429, 500])
-def test_tried_again(hub, run, where, status):
+def test_tried_again(hub, thing, where, status):
     "Twice out of order, then well; the pause is the one that the Hub asks for."
-    hub.fail(where, status, times=2, **({'Retry_After': '7'} if status == 429 else {}))
-    publish_model(run, 'me/tiny')
-    assert 'step-100' in hub.repo('me/tiny').tags
+    hub.fail(where.format(api=thing.api), status, times=2, **({'Retry_After': '7'} if status == 429 else {}))
+    thing.send(thing.folder, 'me/tiny')
+    assert thing.large in hub.repo('me/tiny', thing.kind).files
     assert set(hub.slept) <= ({7., 8.} if status == 429 else {1., 2., 4.}) and len(hub.slept) == 2
 
 
-def test_refused(hub, run, monkeypatch):
+@pytest.mark.parametrize('status', [429, 500])
+def test_tag_is_tried_again(hub, run, status):
+    hub.fail('POST /api/models/me/tiny/tag', status, times=2)
+    publish_model(run, 'me/tiny')
+    assert set(hub.repo('me/tiny').tags) == {'step-100', 'exact-50.0'} and len(hub.slept) == 2
+
+
+def test_refused(hub, thing, monkeypatch):
+    send = lambda: said('publish', thing.kind, str(thing.folder), 'me/tiny')
     for token, message in ((hub.read_token, r'may not write to me/tiny \(403\): it needs the write role'), ('hf_nonsense', r'does not know this token \(401\)')):
         monkeypatch.setenv('HF_TOKEN', token)
-        code, _, err = said('publish', 'model', str(run), 'me/tiny')
+        code, _, err = send()
         assert code == 2 and re.search(message, err) and token not in err and err.count('\n') == 1
     monkeypatch.delenv('HF_TOKEN')
-    assert said('publish', 'model', str(run), 'me/tiny')[2].startswith('trm: HF_TOKEN is not set: publishing needs a token')
+    assert send()[2].startswith('trm: HF_TOKEN is not set: publishing needs a token')
     assert not hub.repos
     monkeypatch.setenv('HUGGINGFACE_TOKEN', hub.token)
-    assert said('publish', 'model', str(run), 'me/tiny')[0] == 0      # the other name
+    assert send()[0] == 0      # the other name
     monkeypatch.delenv('HUGGINGFACE_TOKEN')
     monkeypatch.delenv('HF_TOKEN', raising=False)
-    with pytest.raises(UserError, match='does not exist, or is private and HF_TOKEN is not set'): Solver.from_pretrained('me/tiny', 'cpu')
+    with pytest.raises(UserError, match='does not exist, or is private and HF_TOKEN is not set' if thing.kind == 'model' else 'HF_TOKEN'):
+        Solver.from_pretrained('me/tiny', 'cpu') if thing.kind == 'model' else hub_folder('me/tiny', 'back')
 
 
 def test_dry_run_sends_nothing(hub, run, data, monkeypatch):
@@ -228,24 +251,51 @@ def test_options(hub, run, data, tmp_path, monkeypatch):
     assert set(hub.repo('me/x').files) == {'.gitattributes', 'model.safetensors', 'metadata.json'}
 
 
-def test_secrets_stay_here(hub, run, tmp_path, capfd):
+def test_secrets_stay_here(hub, thing, tmp_path, capfd):
     "The token is in no file that was written, sent or kept, and in nothing that was said."
     (tmp_path/'helper.py').write_text(f'login(token="{hub.token}")')
-    code, out, err = said('publish', 'model', str(run), 'me/tiny', '--extra', 'helper.py')
+    send = lambda repo, *args: said('publish', thing.kind, str(thing.folder), repo, *args)
+    code, out, err = send('me/tiny', '--extra', 'helper.py')
     assert code == 2 and 'helper.py holds your token: nothing was published' in err and not hub.repos
     (tmp_path/'helper.py').unlink()
-    text = out + err
-    for faults in ([], [('POST .*commit', 500)], [('POST .*create', 401)], [('PUT /lfs', 403)]):
-        for pattern, status in faults: hub.fail(pattern, status, times=50)
-        text += ''.join(said('publish', 'model', str(run), f'me/tiny{len(hub.log)}', *(['--code'] if not faults else []))[1:])
+    text, code = out + err, ['--code'] * (thing.kind == 'model')
+    for n, faults in enumerate(([], [('POST .*commit', 500)], [('POST .*create', 401)], [('PUT /lfs', 403)], [('POST .*commit', 409)], [('POST .*preupload', 429)], [('PUT /lfs', 0)])):
+        for pattern, status in faults: hub.fail(pattern, status, times=50, cut=None if status else 100)
+        text += ''.join(send(f'me/tiny{n}', *(code if not faults else []))[1:])
         hub.faults.clear()
-    Solver.from_pretrained(f'me/{next(iter(hub.repos))[1].split("/")[1]}', 'cpu')
+    Solver.from_pretrained('me/tiny0', 'cpu') if thing.kind == 'model' else hub_folder('me/tiny0', tmp_path/'back')
     text += ''.join(capfd.readouterr())
     kept = [p for p in tmp_path.rglob('*') if p.is_file()]
     sent = [c for repo in hub.repos.values() for files in repo.commits.values() for c in files.values()]
     assert len(kept) > 10 and len(sent) > 10 and hub.token not in text
     assert not [p for p in kept if hub.token.encode() in p.read_bytes()] and not [c for c in sent if hub.token.encode() in c]
     assert not any(hub.token in entry[1] for entry in hub.log)      # nor in an address
+
+
+def test_names_from_the_environment(hub, run, data, tmp_path, monkeypatch):
+    "HUGGINGFACE_MODEL_REPO, also from .env, says where to; TRM_CHECKPOINT_PATH, which checkpoint: to trm eval, to an endpoint, to a Space."
+    monkeypatch.setenv('HUGGINGFACE_MODEL_REPO', 'me/from-env')
+    code, out, err = said('publish', 'model', str(run))
+    assert code == 0 and 'published' in out and 'model.safetensors' in hub.repo('me/from-env').files, err
+    monkeypatch.delenv('HUGGINGFACE_MODEL_REPO')
+    (tmp_path/'.env').write_text('HUGGINGFACE_MODEL_REPO=me/from-file\n')
+    run_pipeline(write_pipeline(tmp_path, model=dict(checkpoint_dir=str(run), include_code_snapshot=False)))
+    assert 'model.safetensors' in hub.repo('me/from-file').files
+    named = lambda *checkpoint: {k: v for k, v in json.loads(said('eval', *checkpoint, '--data', str(data), '--device', 'cpu', '--json')[1]).items() if 'accuracy' in k}
+    first = named(str(run))
+    checkpoint(run, data, 200, 1)
+    monkeypatch.setenv('TRM_CHECKPOINT_PATH', str(run/'checkpoints/step_100'))
+    assert named() == first != named(str(run))
+    folder, example, started = write_folder(space_files(read_subject(run), 'me/page'), tmp_path/'page'), json.loads((tmp_path/'page/space.json').read_text())['example']['puzzle'], []
+    handler = runpy.run_path(str(folder/'handler.py'))['EndpointHandler']
+    q = lambda source: Solver.from_pretrained(source, 'cpu').solve(example).q_halt.tolist()
+    assert handler(str(folder/'model'))(dict(inputs=example))[0]['q_halt'] == pytest.approx(q(run/'checkpoints/step_100'), abs=1e-3) != pytest.approx(q(folder/'model'), abs=1e-3)
+    from trm_nb.serve import app
+    monkeypatch.setattr(app, 'start', lambda source, **how: started.append(source))
+    runpy.run_path(str(folder/'app.py'), run_name='__main__')
+    monkeypatch.delenv('TRM_CHECKPOINT_PATH')
+    runpy.run_path(str(folder/'app.py'), run_name='__main__')
+    assert started == [str(run/'checkpoints/step_100'), 'model']
 
 
 # cards
@@ -441,7 +491,7 @@ def test_template_has_every_key(tmp_path):
     write_template(file)
     found, said = read_pipeline(file), yaml.safe_load(file.read_text())
     assert set(said) == set(type(found).model_fields)
-    for name in ('dataset', 'training', 'model'): assert set(said[name]) == set(type(getattr(found, name)).model_fields)
+    for name in ('telemetry', 'dataset', 'training', 'model', 'space'): assert set(said[name]) == set(type(getattr(found, name)).model_fields)
     keys = dict(dataset='local_path repo_id private token add_readme readme_path commit_message allow_create files_include files_ignore',
                 training='use_torchrun nproc_per_node nnodes node_rank rdzv_backend rdzv_endpoint rdzv_id python_executable dry_run checkpoint_dir env overrides',
                 model='checkpoint_dir repo_id private token commit_message allow_create config_filename include_code_snapshot model_card_path extra_files')

@@ -1,5 +1,6 @@
 """Telemetry as sinks keep it: a real wandb log, TensorBoard's events and trackio's database, read back."""
-import importlib.util, io, json, os, re, signal, subprocess, sys, time
+import base64, importlib.util, io, json, os, re, signal, subprocess, sys, threading, time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import torch
@@ -62,8 +63,14 @@ def run(configure):
 @pytest.fixture(scope='module')
 def log(run):
     pytest.importorskip('wandb')
-    found, = read_logs(run.folder)
+    found, = logs_of(run)
     return found
+
+def logs_of(config, count=1):
+    "The logs of a run that has ended; wandb closes the last one a moment later."
+    until = time.time() + 30
+    while len(logs := read_logs(config.folder)) != count or logs[-1].exit is None: assert time.time() < until; time.sleep(.1)
+    return logs
 
 def steps(log): return [row['_step'] for row in log.rows]
 
@@ -79,6 +86,19 @@ def test_config_is_told(log, run, data):
     assert known['config_hash'] == run.hash and known['data']['fingerprint'] == train.fingerprint() and known['versions']['torch'] == torch.__version__ and known['hardware'] and 'commit' in known
     assert (log.project, log.name, log.exit) == ('puzzles', 'told', 0)
 
+def test_all_is_drawn_against_the_step(log):
+    "wandb is told so, and does not draw the step itself."
+    assert log.metrics == {'train/step': ('', True), '*': ('train/step', False)}
+
+def test_metadata_of_a_checkpoint(run, data):
+    "What metadata.json of a real run says, by name."
+    said = json.loads((run.folder/'checkpoints/step_20/metadata.json').read_text())
+    assert {'step', 'epoch', 'examples', 'train', 'evaluation', 'best', 'config_hash', 'data', 'commit', 'versions', 'seed', 'hardware', 'world', 'seconds', 'model', 'shape', 'puzzle'} <= set(said)
+    assert (said['step'], said['examples'], said['epoch'], said['seed'], said['world']) == (20, 320, 320 / 64, run.seed, 1) and said['config_hash'] == run.hash
+    assert said['data']['fingerprint'] == PuzzleDataset.read(data, 'train').fingerprint() and said['data']['leakage']['checked'] == 24
+    assert said['train']['loss'] > 0 and said['evaluation']['puzzles'] == 24 and 0 <= said['evaluation']['exact_accuracy'] <= 1 and set(said['best']) >= {'step', 'value', 'metric'}
+    assert said['versions']['torch'] == torch.__version__ and set(said['versions']) >= {'trm_nb', 'python', 'numpy'} and 'cpu' in said['hardware'] and 0 < said['seconds'] < 600 and len(said['commit'] or 40 * 'x') >= 40
+
 def test_numbers_equal_the_run_s_own(log, run):
     "One row a step; the numbers are those of metrics.jsonl."
     assert steps(log) == [row['train/step'] for row in log.rows] == [0, 5, 10, 15, 20]
@@ -93,6 +113,23 @@ def test_numbers_equal_the_run_s_own(log, run):
     for step in (5, 10, 15, 20): assert {'train/loss', 'train/lr', 'train/puzzle_lr', 'train/examples', 'train/epoch', 'speed/ms_per_step', 'speed/examples_per_second', 'speed/tflops', 'speed/host_gib', 'gradient/all', 'gradient/highest', 'gradient/L_level', 'gradient/lm_head'} <= set(by_step[step])
     for step in (10, 20): assert {'eval/exact_accuracy', 'eval/confidence', 'eval/calibration_error', 'eval/by_step/01', 'eval/by_step/04'} <= set(by_step[step])
     assert sum(k.startswith('eval/by_rating/') for k in by_step[20]) == 5
+
+def test_every_group_s_rate_is_told(configure, monkeypatch):
+    "Under muon the matrices of the blocks move at a rate of their own; a resumed run goes on telling it, also from a checkpoint that does not name the groups."
+    told = {}
+    class Memory(telemetry.Sink):
+        def log(self, step, values): told[step] = {k: v for k, v in values.items() if k.startswith('train/') and 'lr' in k}
+    monkeypatch.setitem(telemetry.SINKS, 'memory', Memory)
+    make = lambda steps: configure('muon', 'telemetry.sinks=[memory]', 'telemetry.charts=false', 'learn.optimiser=muon', 'learn.muon.lr=0.5', 'learn.warmup_steps=10', f'learn.steps={steps}', 'learn.lr_min_ratio=1', 'evaluate.evaluators=[]', 'telemetry.artifacts=false')
+    trained(make(10))
+    state = torch.load(saved := make(10).folder/'checkpoints/last/train_state.pt', weights_only=True)
+    for part in state['optimiser']['parts']: part['param_groups'][0].pop('name')
+    torch.save(state, saved)
+    prepare(make(15), resume=True)
+    work(make(15).folder, resume=True)
+    for step, scale in ((5, .5), (10, 1), (15, 1)): assert told[step] == pytest.approx({'train/lr': 3e-3 * scale, 'train/lr_blocks': .5 * scale, 'train/lr_others': 3e-3 * scale, 'train/puzzle_lr': 1e-4 * scale})
+    own = [json.loads(l) for l in (make(15).folder/'metrics.jsonl').read_text().splitlines()]
+    assert [r['lr_blocks'] for r in own if r['kind'] == 'train'] == pytest.approx([.25, .5, .5])
 
 def test_gradient_norms_are_right(configure):
     "As torch's own norm says, averaged over the steps of a stretch."
@@ -156,7 +193,7 @@ def test_no_key_is_offline(configure, monkeypatch, capfd):
     monkeypatch.setattr(telemetry, '_has_key', lambda wandb: False)
     config = trained(configure('keyless', 'telemetry.sinks=[wandb]', 'telemetry.mode=online', 'learn.steps=5', 'evaluate.evaluators=[]', 'telemetry.artifacts=false'))
     assert 'no WANDB_API_KEY' in capfd.readouterr().err
-    log, = read_logs(config.folder)
+    log, = logs_of(config)
     assert steps(log) == [0, 5] and not any(a['type'] == 'model' for a in log.artifacts)
 
 def lines(capfd): return re.findall(r'telemetry: [^\r\n]*', capfd.readouterr().err) # also behind what a progress bar left
@@ -200,22 +237,110 @@ def test_large_checkpoint_is_not_sent(configure, monkeypatch, capfd):
     trained(configure('large', 'telemetry.sinks=[memory]', 'learn.steps=5', 'telemetry.artifact_mib=0.01', 'evaluate.evaluators=[]'))
     assert sent == [] and 'artifact_mib' in lines(capfd)[0]
 
-def test_alias_leaves_the_checkpoint_before():
-    "With a server, `best` and `latest` are taken from the artifact that had them."
+class Server:
+    "Stands in for wandb's server and its client: artifacts by name, each with its aliases."
+    offline, entity, project = False, 'me', 'puzzles'
+    def __init__(self): self.aliases, self.asked, self.slow = {}, [], threading.Event()
+    def Artifact(self, name, kind, metadata): return name
+    def Api(self): return self
+    def artifact_exists(self, path):
+        self.asked.append(path)
+        name, alias = path.removeprefix('me/puzzles/').split(':')
+        return alias in self.aliases.get(name, [])
+    def artifact(self, path): return self.Sent(self, path.removeprefix('me/puzzles/').split(':')[0])
+    def log_artifact(self, made, aliases):
+        self.aliases[made] = list(aliases)
+        return self.Sent(self, made)
+    def finish(self, exit_code): self.closed = True
     class Sent:
-        def __init__(self, aliases): self.aliases, self.saved = list(aliases), 0
-        def wait(self): return self
-        def save(self): self.saved += 1
-    class Handle:
-        offline = False
-        def log_artifact(self, made, aliases): return Sent(aliases)
+        def __init__(self, server, name): self.server, self.name, self.aliases = server, name, list(server.aliases[name])
+        def wait(self, timeout=None): return self if not self.server.slow.is_set() else time.sleep(timeout or 1000)
+        def save(self): self.server.aliases[self.name] = self.aliases
+
+def sink_of(server, state, patience=5):
+    "A sink that is connected to it, as after an opening."
     sink = object.__new__(telemetry.WandbSink)
-    sink.handle, sink.named, sink.wandb = Handle(), {}, type('wandb', (), dict(Artifact=lambda *a, **k: None))
-    held = []
-    for aliases in (['latest', 'best'], ['latest'], ['latest', 'best']):
-        sink.artifact('x', 'model', {}, {}, aliases)
-        held.append(sink.named['latest'])
-    assert [a.aliases for a in held] == [[], [], ['latest', 'best']] and [a.saved for a in held] == [2, 1, 0]
+    sink.handle = sink.wandb = server
+    sink.run, sink.sent, sink.threads, sink.patience = telemetry.Run(state.path.parent, 'x', state.id, state.told, {}, telemetry.TelemetrySettings(), state.holders), {}, [], patience
+    return sink
+
+def send(sink, state, name, *aliases):
+    state.hold(name, list(aliases))
+    sink.artifact(name, 'model', {}, {}, list(aliases))
+    for t in sink.threads: t.join()
+
+def test_alias_leaves_the_checkpoint_before(tmp_path):
+    "With a server, `best` and `latest` are taken from the artifact that had them, also by the sink of a resumed run."
+    server, state = Server(), telemetry.State(tmp_path, 0)
+    sink = sink_of(server, state)
+    send(sink, state, 'a', 'latest', 'best')
+    send(sink, state, 'b', 'latest')
+    assert server.aliases == dict(a=['best'], b=['latest'])
+    state = telemetry.State(tmp_path, 20)
+    sink = sink_of(server, state)
+    send(sink, state, 'c', 'latest')
+    assert server.aliases == dict(a=['best'], b=[], c=['latest']) and 'me/puzzles/b:latest' in server.asked
+    send(sink, state, 'd', 'latest', 'best')
+    assert server.aliases == dict(a=[], b=[], c=[], d=['latest', 'best'])
+    state.hold('e', ['latest', 'best'])         # killed before it arrived
+    state = telemetry.State(tmp_path, 40)
+    send(sink_of(server, state), state, 'f', 'latest', 'best')
+    assert {n for n, a in server.aliases.items() if a} == {'f'}
+    sink.artifact('code-x', 'code', {}, {}, ['latest'])
+    assert server.aliases['f'] == ['latest', 'best']      # the code has its own latest
+
+def test_slow_server_holds_up_nobody(tmp_path, capfd):
+    "A step does not wait for aliases to move, and the end of a run waits only so long."
+    server, state = Server(), telemetry.State(tmp_path, 0)
+    sink = sink_of(server, state, patience=.5)
+    send(sink, state, 'a', 'latest')
+    server.slow.set()
+    began = time.time()
+    state.hold('b', ['latest'])
+    sink.artifact('b', 'model', {}, {}, ['latest'])
+    assert time.time() - began < .3
+    sink.finish(True)
+    assert .3 < time.time() - began < 2 and server.closed
+
+def test_aliases_are_kept_with_the_run(configure, monkeypatch):
+    "Names are in telemetry.json before a checkpoint is sent; a resumed run gives them to its sinks."
+    seen = []
+    class Memory(telemetry.Sink):
+        def artifact(self, name, kind, files, metadata, aliases): seen.append((name, aliases, json.loads((self.run.folder/'telemetry.json').read_text())['holders'], dict(self.run.holders)))
+    monkeypatch.setitem(telemetry.SINKS, 'memory', Memory)
+    make = lambda steps: configure('holders', 'telemetry.sinks=[memory]', f'learn.steps={steps}', 'telemetry.charts=false', 'learn.eval_every=5')
+    trained(make(5))
+    config = make(15)
+    prepare(config, resume=True)
+    work(config.folder, resume=True)
+    names = [name for name, *_ in seen]
+    assert len(set(names)) == 3 and [written['latest'] for _, _, written, _ in seen] == [names[:1], names[:2], names] and all(written == given for *_, written, given in seen)
+
+def test_key_from_env_file_reaches_the_server(configure, monkeypatch, tmp_path):
+    "As under papermill and Jupyter, where no `trm` command has read .env: wandb itself shows the key to a server of ours."
+    pytest.importorskip('wandb')
+    shown = []
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers.get('Content-Length') or 0))
+            shown.append(self.headers.get('Authorization'))
+            self.send_response(401)
+            self.send_header('Content-Length', '0')
+            self.end_headers()
+        def log_message(self, *_): pass
+    key = 'f' * 40
+    with ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.chdir(tmp_path)
+        (tmp_path/'.env').write_text(f'WANDB_API_KEY={key}\nWANDB_BASE_URL=http://127.0.0.1:{server.server_port}\n')
+        config = configure('keyed', 'telemetry.sinks=[wandb]', 'telemetry.mode=online', 'learn.steps=5', 'evaluate.evaluators=[]', 'telemetry.artifacts=false')
+        prepare(config)
+        done = subprocess.run([sys.executable, '-m', 'trm_nb.run', str(config.folder)], capture_output=True, text=True, env={k: v for k, v in os.environ.items() if k not in ('WANDB_API_KEY', 'WANDB_BASE_URL', 'WANDB_SERVICE')})
+        server.shutdown()
+    assert done.returncode == 0 and base64.b64encode(f'api:{key}'.encode()).decode() in shown[0], done.stderr[-2000:]
+    log, = logs_of(config)
+    assert 'refuses the key' in done.stderr          # and the run is recorded offline
+    assert steps(log) == [0, 5] and not [p for p in config.folder.rglob('*') if p.is_file() and key.encode() in p.read_bytes()] and key not in done.stdout + done.stderr
 
 # killed and resumed
 
@@ -240,7 +365,7 @@ def test_killed_and_resumed(configure):
     assert saved == 150 and first.exit is None
     prepare(config, resume=True)
     assert work(config.folder, resume=True) == 'done'
-    first, second = read_logs(config.folder)
+    first, second = logs_of(config, 2)
     assert first.id == second.id == json.loads((config.folder/'telemetry.json').read_text())['id']
     told = steps(first) + steps(second)
     assert told == sorted(set(told)), 'a step is there twice'
@@ -258,7 +383,7 @@ def test_stopped_and_resumed(configure):
     longer = configure('stopped', 'telemetry.sinks=[wandb]', 'learn.steps=20', 'learn.log_every=2', 'learn.eval_every=6')
     prepare(longer, resume=True)
     work(longer.folder, resume=True)
-    first, second = read_logs(config.folder)
+    first, second = logs_of(config, 2)
     assert first.id == second.id and steps(first) + steps(second) == list(range(0, 21, 2))
     assert json.loads((config.folder/'telemetry.json').read_text())['history'][-1][0] == 20 and second.summary['last/step'] == 20
 
@@ -270,7 +395,7 @@ def test_two_ranks(configure):
     prepare(config, world=2)
     done = subprocess.run(torchrun_command('trm_nb.run', [str(config.folder)], 2), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    log, = read_logs(config.folder)
+    log, = logs_of(config)
     assert steps(log) == [0, 5, 10, 15, 20] and log.rows[-1]['eval/puzzles'] == 24 and sum(log.rows[-1]['eval/ACT_steps']['values']) == 24
     assert log.config['made_with']['world'] == 2 and done.stderr.count('telemetry: wandb') == 1
 

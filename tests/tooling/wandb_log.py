@@ -48,6 +48,7 @@ class Log:
     rows: list = field(default_factory=list) # of history, with `_step`
     summary: dict = field(default_factory=dict)
     artifacts: list = field(default_factory=list)
+    metrics: dict = field(default_factory=dict) # name or pattern: the metric it is drawn against, and whether it is hidden
     exit: int | None = None
 
     def take(self, record):
@@ -72,6 +73,8 @@ class Log:
 
     def _artifact(self, r):
         self.artifacts.append(dict(name=r.name, type=r.type, aliases=list(r.aliases), metadata=json.loads(r.metadata or '{}'), files={c.path: c.size for c in r.manifest.contents}))
+
+    def _metric(self, r): self.metrics[r.name or r.glob_name] = (r.step_metric, r.options.hidden)
 
     def _exit(self, r): self.exit = r.exit_code
 

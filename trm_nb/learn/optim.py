@@ -190,7 +190,9 @@ def muon(
     named = list(named)
     matrices = [p for n, p in named if of_blocks(n, p)]
     if not matrices: raise UserError('learn.optimiser muon: the model has no matrices in a stack named *_level; try adamw')
-    return Several(Muon(matrices, **settings.muon.model_dump()), adamw([(n, p) for n, p in named if not of_blocks(n, p)], settings))
+    blocks, others = Muon(matrices, **settings.muon.model_dump()), adamw([(n, p) for n, p in named if not of_blocks(n, p)], settings)
+    for part, name in ((blocks, 'blocks'), (others, 'others')): part.param_groups[0]['name'] = name
+    return Several(blocks, others)
 
 # %% ../../nbs/05_learn/02_optim.ipynb #c028
 def sum_duplicates(

@@ -113,7 +113,7 @@ class Trainer:
         weights = {n: p for n, p in act.named_parameters() if p.requires_grad}
         self.gradients = flat_gradients(weights.values())
         self.optimiser = OPTIMISERS[settings.optimiser](weights.items(), settings) if weights else None
-        self.rates = [group['lr'] for group in self.optimiser.param_groups] if weights else []
+        self.rates = [(group.get('name', str(i)), group['lr']) for i, group in enumerate(self.optimiser.param_groups)] if weights else []
         self.table_optimiser = table and SignSGD(table, settings.puzzle_lr, settings.puzzle_weight_decay)
         self.ema = EMA(act, settings.ema, settings.ema_bias_correction) if weights and settings.ema else None
         self.carries: list[list[Carry]] = [] # of each batch of the pool, the parts
@@ -144,7 +144,7 @@ class Trainer:
     def _set_rates(self):
         s = self.settings
         scale = learning_rate(self.step_number, 1.0, s.warmup_steps, s.steps, s.lr_min_ratio, s.lr_decay, s.lr_decay_start)
-        for group, rate in zip(self.optimiser.param_groups if self.optimiser else (), self.rates): group['lr'] = rate * scale
+        for group, (_, rate) in zip(self.optimiser.param_groups if self.optimiser else (), self.rates): group['lr'] = rate * scale
         if self.table_optimiser: self.table_optimiser.lr = s.puzzle_lr * scale
         self.lr = s.lr * scale
 
@@ -229,7 +229,12 @@ class Trainer:
         self.graded = 0
         count = sums.pop('count')
         means = {k: v / examples if k.endswith('loss') else (v / count if count else None) for k, v in sums.items()}
-        return {'loss': loss / examples, **means, 'halted': int(count), 'lr': self.lr, **self._schedules()}
+        return {'loss': loss / examples, **means, 'halted': int(count), 'lr': self.lr, **self._group_rates(), **self._schedules()}
+
+    def _group_rates(self):
+        "Rates of the optimiser's groups by their names, where there are several."
+        several = self.optimiser.param_groups if len(self.rates) > 1 else ()
+        return {f'lr_{name}': group['lr'] for (name, _), group in zip(self.rates, several)}
 
     def _schedules(self):
         "What else moves during the run, where the settings ask for it."

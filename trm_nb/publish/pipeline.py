@@ -24,7 +24,7 @@ from ..data.remote import without_token
 from ..data.resources import experiments_path
 from ..learn.checkpoint import saved_steps
 from ..learn.launch import answers, torchrun_command
-from ..learn.telemetry import SINKS, Run, TelemetrySettings, chosen_sinks
+from ..learn.telemetry import SINKS, Run, SinkSettings, chosen_sinks
 from ..models.pretrained import find_checkpoint
 from .cards import read_subject
 from .hub import PublishSettings, check_repo, code_files, dataset_files, listing, model_files, need_token, plan_text, publish, tags_of
@@ -89,7 +89,7 @@ class SpaceSection(_Section):
 class Pipeline(Settings):
     "Everything from puzzles to a web page."
     project_root: str = '.' # paths are relative to it
-    telemetry: TelemetrySettings = TelemetrySettings() # whom to tell of the progress
+    telemetry: SinkSettings = SinkSettings() # whom to tell of the progress
     dataset: DatasetSection | None = None
     training: TrainingSection | None = None
     model: ModelSection | None = None
@@ -117,7 +117,7 @@ def _possible(training):
     if training.node_rank >= training.nnodes: raise UserError(f'training.node_rank {training.node_rank}: allowed are 0 to {training.nnodes - 1}, as training.nnodes is {training.nnodes}')
     if not re.fullmatch(r'.+:\d+', training.rdzv_endpoint): raise UserError(f"training.rdzv_endpoint '{training.rdzv_endpoint}': write HOST:PORT of the first machine")
 
-_SECTIONS = dict(telemetry=TelemetrySettings, dataset=DatasetSection, training=TrainingSection, model=ModelSection, space=SpaceSection)
+_SECTIONS = dict(telemetry=SinkSettings, dataset=DatasetSection, training=TrainingSection, model=ModelSection, space=SpaceSection)
 
 def check_pipeline(
     values:dict, # as from YAML
@@ -412,7 +412,7 @@ def stages_of(
 class Board:
     "Tells a pipeline's progress to the sinks of its telemetry; never fails."
     def __init__(self,
-        settings:TelemetrySettings, # whom to tell
+        settings:SinkSettings, # whom to tell
         state:State, # of the pipeline
         name:str, # of the pipeline
     ):
@@ -516,7 +516,7 @@ def run_pipeline(
 )->str: # the status table
     "Do what is not done yet."
     pipeline, file = read_pipeline(file), Path(file)
-    state, telemetry = State(file.absolute(), _machine(pipeline)), TelemetrySettings(sinks=[]) if _machine(pipeline) else pipeline.telemetry
+    state, telemetry = State(file.absolute(), _machine(pipeline)), SinkSettings(sinks=[]) if _machine(pipeline) else pipeline.telemetry
     with _at(pipeline.project_root):
         stages = stages_of(pipeline)
         publishing = {'dataset', 'model'} | ({'space'} if pipeline.space and pipeline.space.repo_id else set())
