@@ -1,5 +1,5 @@
 """To the Hub and back, against a Hub of our own that speaks the real one's protocol and breaks on request."""
-import contextlib, errno, io, json, os, re, runpy, shutil, signal, socket, subprocess, sys, time, traceback, urllib.request
+import contextlib, errno, io, json, os, re, runpy, shlex, shutil, signal, socket, subprocess, sys, time, traceback, urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tooling import slurm_cluster
 from tooling.fake_hub import FakeHub, validate
 from trm_nb import cli
 from trm_nb.config import load_config
@@ -15,6 +16,7 @@ from trm_nb.data.format import PuzzleDataset
 from trm_nb.data.source import hub_folder
 from trm_nb.data.sudoku import write_generated
 from trm_nb.explore.solver import Solver
+from trm_nb.lab.jobs import Job, read_job
 from trm_nb.learn.callbacks import RowLog
 from trm_nb.learn.checkpoint import point, save_checkpoint
 from trm_nb.learn.telemetry import SINKS, Sink
@@ -492,6 +494,7 @@ def test_template_has_every_key(tmp_path):
     found, said = read_pipeline(file), yaml.safe_load(file.read_text())
     assert set(said) == set(type(found).model_fields)
     for name in ('telemetry', 'dataset', 'training', 'model', 'space'): assert set(said[name]) == set(type(getattr(found, name)).model_fields)
+    assert set(said['training']['slurm']) == set(type(found.training.slurm).model_fields) and found.training.slurm == type(found.training.slurm)()
     keys = dict(dataset='local_path repo_id private token add_readme readme_path commit_message allow_create files_include files_ignore',
                 training='use_torchrun nproc_per_node nnodes node_rank rdzv_backend rdzv_endpoint rdzv_id python_executable dry_run checkpoint_dir env overrides',
                 model='checkpoint_dir repo_id private token commit_message allow_create config_filename include_code_snapshot model_card_path extra_files')
@@ -504,7 +507,10 @@ def test_template_has_every_key(tmp_path):
     (dict(dataset=dict(local_path='x', token='hf_secret')), 'dataset.token: a token does not belong in this file'),
     (dict(training=dict(checkpoint_dir='x', env=dict(MY_API_KEY='secret'))), 'training.env.MY_API_KEY: a secret does not belong'),
     (dict(training=dict(checkpoint_dir='x', nodes=2)), "unknown setting 'training.nodes': did you mean 'nnodes'"),
-    (dict(training=dict(checkpoint_dir='x', backend='slurm')), 'slurm is not there yet'),
+    (dict(training=dict(checkpoint_dir='x', backend='slurm', use_torchrun=False)), 'use_torchrun false is for backend local'),
+    (dict(training=dict(checkpoint_dir='x', backend='slurm', nnodes=2, node_rank=1)), 'training.node_rank is for backend local'),
+    (dict(training=dict(checkpoint_dir='x', backend='slurm', slurm=dict(partion='gpu'))), "unknown setting 'training.slurm.partion': did you mean 'partition'"),
+    (dict(training=dict(checkpoint_dir='x', backend='pbs')), "setting 'training.backend': Input should be 'local' or 'slurm', got 'pbs'"),
     (dict(training=dict(checkpoint_dir='x', use_torchrun=False, nproc_per_node=2)), 'several need torchrun'),
     (dict(training=dict(checkpoint_dir='x', node_rank=1)), 'training.node_rank 1: allowed are 0 to 0, as training.nnodes is 1'),
     (dict(training=dict(checkpoint_dir='x', nnodes=2, rdzv_endpoint='node0')), "training.rdzv_endpoint 'node0': write HOST:PORT"),
@@ -647,6 +653,59 @@ def test_a_further_machine_only_trains(tmp_path, monkeypatch):
     write_json(tmp_path/'runs/a/status.json', dict(status='failed', message='no room'))
     monkeypatch.setattr(pipeline, 'call', lambda *a: None)
     with pytest.raises(UserError, match="stage 'train' failed: no room"): run_pipeline(file, force=['train'])
+
+
+def test_slurm_is_looked_for_at_once(hub, tmp_path, monkeypatch):
+    "Before anything is made; not where the training is left out. A dry run shows what would be sent."
+    file = write_pipeline(tmp_path, dataset=dict(local_path='data', build='sudoku --source generate --size 4 --train 9 --test 9'), training=dict(checkpoint_dir='runs/a', backend='slurm', nproc_per_node=8, slurm=dict(partition='gpu'), overrides=['seed=3']))
+    monkeypatch.setenv('PATH', str(tmp_path))
+    code, _, err = said('pipeline', str(file))
+    assert code == 2 and err == 'trm: training.backend slurm: there is no sbatch on this machine; run the pipeline where Slurm is\n' and not (tmp_path/'data').exists()
+    assert said('pipeline', str(file), '--skip', 'train', '--skip', 'build')[0] == 0
+    words = shlex.split(re.search(r'^.*lab.attach.*$', dry_run(file), re.M)[0])
+    job = Job(**json.loads(words[-1]))
+    assert (job.folder, job.preset, job.settings, job.nproc, job.slurm) == ('runs/a', 'demo', ['runs=runs', 'name=a', 'data.path=data', 'seed=3'], 8, dict(partition='gpu')) and job.mark
+    assert not Job(**json.loads(shlex.split(re.search(r'^.*lab.attach.*$', dry_run(file), re.M)[0])[-1])).overwrite and '"overwrite": true' in dry_run(file, force=['train'])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(slurm_cluster.missing()), reason=slurm_cluster.missing() or 'there is a cluster')
+def test_pipeline_on_slurm(tmp_path, monkeypatch):
+    "Sent, killed -9 with all that it had started here, and run again, twice: the job goes on, is followed again, and is never sent a second time."
+    monkeypatch.chdir(tmp_path)
+    with slurm_cluster.Cluster(tmp_path/'cluster') as cluster:
+        overrides, run = [*TINY[:-4], 'learn.log_every=50', 'learn.eval_every=3000', 'learn.save_every=500', 'learn.warmup_steps=5', 'device=cpu', 'learn.steps=6000'], tmp_path/'runs/tiny'
+        training = dict(checkpoint_dir='runs/tiny', backend='slurm', slurm=dict(gpus=0, time=60), overrides=overrides)
+        file = write_pipeline(tmp_path, dataset=dict(local_path='data/tiny', build='sudoku --source generate --size 4 --train 40 --test 20'), training=training, space=dict(out='page'))
+        environment = cluster.env | dict(OMP_NUM_THREADS='1')
+        def start():
+            with open('said', 'wb') as out: return subprocess.Popen([sys.executable, '-m', 'trm_nb.cli', 'pipeline', str(file)], env=environment, start_new_session=True, stdout=out, stderr=out)
+        def wait_for(what, process):
+            until = time.time() + 300
+            while not what(): assert process.poll() is None and time.time() < until, Path('said').read_text()[-3000:]; time.sleep(.1)
+        def kill(process): os.killpg(process.pid, signal.SIGKILL), process.wait()
+        first = start()
+        wait_for(lambda: (run/'metrics.jsonl').exists() and rows(run), first)
+        kill(first)
+        number = read_job(run).job
+        assert State(file).get('train')['status'] == 'running' and number and 'is sent' in Path('said').read_text()
+        second = start()
+        wait_for(lambda: f'Slurm job {number} was sent before and is followed again' in Path('said').read_text(), second)
+        kill(second)
+        assert cluster.run('squeue', '-h', '-o', '%T').stdout.strip() == 'RUNNING' and not (run/'checkpoints/step_6000').exists()
+        read_job(run).update(job=None)          # as if the first had been killed before it could write it down
+        third = start()
+        wait_for(lambda: f'Slurm job {number} was sent before and is followed again' in Path('said').read_text(), third)
+        assert third.wait(600) == 0, Path('said').read_text()[-3000:]
+        assert [r['step'] for r in rows(run) if r['kind'] == 'train'] == list(range(50, 6001, 50)) and (tmp_path/'page/app.py').is_file()
+        assert len(list((run/'slurm').glob('*_submitted.pkl'))) == 1 and cluster.run('squeue', '-h', '--states=all', '-o', '%i').stdout.split() == [number]
+        again = start()
+        assert again.wait(60) == 0 and Path('said').read_text().count(': done before') == 3
+        training['overrides'] = [*overrides[:-1], 'learn.steps=6000', 'learn.lr=9e-3']
+        write_pipeline(tmp_path, dataset=dict(local_path='data/tiny'), training=training)
+        refused = start()
+        assert refused.wait(60) == 2 and "runs/tiny was trained with another 'learn.lr'" in Path('said').read_text() and Path('said').read_text().rstrip().endswith('--force train')
+        assert len(list((run/'slurm').glob('*_submitted.pkl'))) == 1
 
 
 @pytest.mark.slow

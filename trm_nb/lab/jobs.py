@@ -31,6 +31,7 @@ class Job(Settings):
     overwrite: bool = False # throw away what the folder holds, once
     backend: Literal['local', 'slurm'] = 'local' # who carries it out
     slurm: dict = {} # what Slurm was asked for
+    mark: str | None = None # fingerprint of what it was sent for, where a pipeline sent it
     state: State = 'queued' # how far it is
     queue: str | None = None # lock file of the local queue that it waits in
     slot: int | None = None # where the local queue put it

@@ -5,25 +5,26 @@
 # %% auto #0
 __all__ = ['DatasetSection', 'TrainingSection', 'ModelSection', 'SpaceSection', 'Pipeline', 'check_pipeline', 'read_pipeline',
            'hash_files', 'State', 'Stage', 'StageFailed', 'call', 'trm', 'ranks_of', 'end_ranks', 'train_command',
-           'join_command', 'stages_of', 'Board', 'plan', 'status_table', 'run_pipeline', 'dry_run', 'write_template',
-           'pipeline_command']
+           'join_command', 'slurm_command', 'need_slurm', 'stages_of', 'Board', 'plan', 'status_table', 'run_pipeline',
+           'dry_run', 'write_template', 'pipeline_command']
 
 # %% ../../nbs/06_publish/05_pipeline.ipynb #c002
 import ctypes, errno, hashlib, json, os, re, shlex, shutil, signal, subprocess, sys, time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Callable, Literal
 import typer
 import yaml
 from pydantic import Field
-from ..data.basics import Settings, UserError, check_settings, fingerprint, suggest, write_json, write_text
+from ..data.basics import MissingExtra, Settings, UserError, check_settings, fingerprint, suggest, write_json, write_text
 from ..data.env import aligned, env
 from ..data.remote import without_token
 from ..data.resources import experiments_path
 from ..learn.checkpoint import saved_steps
-from ..learn.launch import answers, torchrun_command
+from ..learn.launch import SlurmSettings, answers, torchrun_command
 from ..learn.telemetry import SINKS, Run, SinkSettings, chosen_sinks
 from ..models.pretrained import find_checkpoint
 from .cards import read_subject
@@ -63,6 +64,7 @@ class TrainingSection(Settings):
     checkpoint_dir: str # the run's folder
     overrides: list[str] = [] # settings of the run, as learn.lr=1e-3
     backend: Literal['local', 'slurm'] = 'local' # where it runs
+    slurm: SlurmSettings = SlurmSettings() # what is asked of Slurm
     use_torchrun: bool = True # false: one process, without torchrun
     nproc_per_node: int = Field(1, gt=0) # processes on this machine
     nnodes: int = Field(1, gt=0) # machines
@@ -112,7 +114,8 @@ def _no_secrets(values):
         if secret: raise UserError(f'{name}.env.{secret}: a secret does not belong in this file: set it in the environment or in .env')
 
 def _possible(training):
-    if training.backend == 'slurm': raise UserError("training.backend slurm is not there yet: use 'local', or train apart and go on with --skip train")
+    if training.backend == 'slurm' and not training.use_torchrun: raise UserError('training.use_torchrun false is for backend local: a Slurm job starts torchrun on each of its machines')
+    if training.backend == 'slurm' and training.node_rank: raise UserError('training.node_rank is for backend local: Slurm numbers its machines itself')
     if not training.use_torchrun and training.nproc_per_node * training.nnodes > 1: raise UserError('training.use_torchrun false is for one process: several need torchrun')
     if training.node_rank >= training.nnodes: raise UserError(f'training.node_rank {training.node_rank}: allowed are 0 to {training.nnodes - 1}, as training.nnodes is {training.nnodes}')
     if not re.fullmatch(r'.+:\d+', training.rdzv_endpoint): raise UserError(f"training.rdzv_endpoint '{training.rdzv_endpoint}': write HOST:PORT of the first machine")
@@ -264,18 +267,20 @@ def end_ranks(
         if time.time() > until: raise StageFailed(f'processes {left} still train in {folder}: end them first')
         time.sleep(.2)
 
+def _settings(section, data):
+    "Settings of the run beside the preset's: where it is, on what it is trained, and the file's own."
+    folder, given = Path(section.checkpoint_dir), any(o.startswith('data.path=') for o in section.overrides)
+    return [f'runs={folder.parent}', f'name={folder.name}', *([] if given or not data else [f'data.path={data}']), *section.overrides]
+
 def train_command(
     section:TrainingSection, # how to train
     data:str|None, # dataset folder
     flags:list[str]=(), # --resume or --overwrite
 )->list[str]:
     "The command line of a training."
-    folder = Path(section.checkpoint_dir)
-    given = any(o.startswith('data.path=') for o in section.overrides)
-    settings = [f'runs={folder.parent}', f'name={folder.name}', *([] if given or not data else [f'data.path={data}']), *section.overrides]
     machines = ['--nnodes', str(section.nnodes), '--rendezvous', section.rdzv_endpoint] if section.nnodes > 1 else []
     processes = ['--nproc', str(section.nproc_per_node), *machines] if section.use_torchrun else ['--no-torchrun']
-    return trm('train', section.preset, *settings, *processes, *flags, python=section.python_executable)
+    return trm('train', section.preset, *_settings(section, data), *processes, *flags, python=section.python_executable)
 
 def _resume_or_not(folder, force):
     "Go on from a checkpoint; start anew where there is none, or where that is forced."
@@ -284,13 +289,16 @@ def _resume_or_not(folder, force):
 
 def _environment(section): return section.env | ({'PET_RDZV_ID': section.rdzv_id} if section.rdzv_id else {}) # torchrun reads its options from PET_...
 
+def _run_training(section, command, resumes):
+    "Run it to its end; where a run that was to go on is refused, a new start may be the only way."
+    try: call(command, _environment(section))
+    except StageFailed as e: raise StageFailed(str(e), e.code, section.checkpoint_dir if e.code == 2 and resumes else '') from None
+    return f"{section.checkpoint_dir}, step {saved_steps(Path(section.checkpoint_dir)/'checkpoints')[-1]}"
+
 def _train(section, data, force):
     if ranks_of(section.checkpoint_dir): raise StageFailed(f'processes {ranks_of(section.checkpoint_dir)} train in {section.checkpoint_dir} already')
     flags = _resume_or_not(Path(section.checkpoint_dir), force)
-    try: call(train_command(section, data, flags), _environment(section))
-    except StageFailed as e: raise StageFailed(str(e), e.code, section.checkpoint_dir if e.code == 2 and '--resume' in flags else '') from None
-    step = saved_steps(Path(section.checkpoint_dir)/'checkpoints')[-1]
-    return f'{section.checkpoint_dir}, step {step}'
+    return _run_training(section, train_command(section, data, flags), '--resume' in flags)
 
 # %% ../../nbs/06_publish/05_pipeline.ipynb #c038
 def join_command(
@@ -317,6 +325,29 @@ def _join(section, force):
     if status == 'stopped': raise KeyboardInterrupt
     if status != 'done': raise StageFailed(message)
     return f'{section.checkpoint_dir}, as machine {section.node_rank}'
+
+# %% ../../nbs/06_publish/05_pipeline.ipynb #c041
+def slurm_command(
+    section:TrainingSection, # how to train
+    data:str|None, # dataset folder
+    mark:str, # fingerprint of what the training depends on
+    force:bool=False, # start anew
+)->list[str]:
+    "The command line that sends a training to Slurm, or follows the one that was sent."
+    job = dict(folder=str(Path(section.checkpoint_dir)), preset=section.preset, settings=_settings(section, data), nproc=section.nproc_per_node, nnodes=section.nnodes, overwrite=force, slurm=section.slurm.model_dump(exclude_defaults=True), mark=mark)
+    return [section.python_executable or sys.executable, '-m', 'trm_nb.lab.attach', json.dumps(job)]
+
+def _train_on_slurm(section, data, mark, force):
+    resumes = not force and bool(saved_steps(Path(section.checkpoint_dir)/'checkpoints'))
+    return _run_training(section, slurm_command(section, data, mark(), force), resumes)
+
+def need_slurm(
+    section:TrainingSection, # how to train
+):
+    "`UserError` where jobs cannot be sent from here."
+    if section.backend != 'slurm': return
+    if not shutil.which('sbatch'): raise UserError('training.backend slurm: there is no sbatch on this machine; run the pipeline where Slurm is')
+    if not section.python_executable and not find_spec('submitit'): raise MissingExtra('submitit', 'slurm')
 
 # %% ../../nbs/06_publish/05_pipeline.ipynb #c020
 def _dataset_repo(section): return section.repo_id or env('HUGGINGFACE_DATASET_REPO')
@@ -373,18 +404,30 @@ def _data_stages(p):
             Stage('dataset', f'publish it as {repo}', lambda: [own, repo, hash_files(d.local_path), _beside(d, d.readme_path)], lambda force: str(_publish_dataset(d, check_repo(repo, ''), force)), there,
                   '' if repo else 'dataset.repo_id is not set')]
 
-def _command(training, data, force=False):
-    if training.node_rank: return join_command(training)
-    return train_command(training, data, _resume_or_not(Path(training.checkpoint_dir), force))
+def _depends(p):
+    "What a training depends on."
+    t, data = p.training, p.dataset and p.dataset.local_path
+    return [t.preset, _sources(t.preset), t.overrides, t.checkpoint_dir, hash_files(data) if data else None]
+
+def _command(p, force=False):
+    "What the train stage would run."
+    t, data = p.training, p.dataset and p.dataset.local_path
+    if t.backend == 'slurm': return slurm_command(t, data, fingerprint(_depends(p)), force)
+    return join_command(t) if t.node_rank else train_command(t, data, _resume_or_not(Path(t.checkpoint_dir), force))
+
+def _how_to_train(p):
+    "What the train stage is about, what runs it, and what clears up after a killed pipeline: a Slurm job goes on, and the processes found here may be the first machine's."
+    t, data = p.training, p.dataset and p.dataset.local_path
+    if t.backend == 'slurm': return f'train {t.checkpoint_dir} on Slurm', partial(_train_on_slurm, t, data, lambda: fingerprint(_depends(p))), lambda: None
+    if t.node_rank: return f'train {t.checkpoint_dir} as machine {t.node_rank}', partial(_join, t), lambda: None
+    return f'train {t.checkpoint_dir}', partial(_train, t, data), partial(end_ranks, t.checkpoint_dir)
 
 def _train_stage(p):
-    t, data = p.training, p.dataset and p.dataset.local_path
+    t = p.training
     if not t: return Stage('train', 'train', lambda: None, str, bool, 'there is no section training')
-    inputs = lambda: [t.preset, _sources(t.preset), t.overrides, t.checkpoint_dir, hash_files(data) if data else None]
+    about, run, recover = _how_to_train(p)
     there = lambda: bool(saved_steps(Path(t.checkpoint_dir)/'checkpoints'))
-    unwanted = f'training.dry_run: {shlex.join(_command(t, data))}' if t.dry_run else ''
-    if t.node_rank: return Stage('train', f'train {t.checkpoint_dir} as machine {t.node_rank}', inputs, partial(_join, t), there, unwanted)
-    return Stage('train', f'train {t.checkpoint_dir}', inputs, partial(_train, t, data), there, unwanted, partial(end_ranks, t.checkpoint_dir))
+    return Stage('train', about, lambda: _depends(p), run, there, f'training.dry_run: {shlex.join(_command(p))}' if t.dry_run else '', recover)
 
 def _model_stages(p):
     run, m, s = p.run, p.model, p.space
@@ -519,9 +562,14 @@ def run_pipeline(
     state, telemetry = State(file.absolute(), _machine(pipeline)), SinkSettings(sinks=[]) if _machine(pipeline) else pipeline.telemetry
     with _at(pipeline.project_root):
         stages = stages_of(pipeline)
-        publishing = {'dataset', 'model'} | ({'space'} if pipeline.space and pipeline.space.repo_id else set())
-        if any(not why and s.name in publishing for s, why in plan(stages, state, skip, force)): need_token()
+        _check_means(pipeline, {s.name for s, why in plan(stages, state, skip, force) if not why})
         return _run_all(stages, state, skip, force, file, Board(telemetry, state, file.stem))
+
+def _check_means(pipeline, wanted):
+    "Tell at once what would be missing later: a token, or Slurm."
+    publishing = {'dataset', 'model'} | ({'space'} if pipeline.space and pipeline.space.repo_id else set())
+    if wanted & publishing: need_token()
+    if 'train' in wanted: need_slurm(pipeline.training)
 
 def _again(file, skip, force):
     "The command that goes on."
@@ -559,7 +607,7 @@ def _what_it_would(pipeline, stages, state, skip, force):
 def _details(name, p, force):
     d, m = p.dataset, p.model
     if name == 'build': yield shlex.join(trm('data', *shlex.split(d.build), '--out', d.local_path)[2:])
-    if name == 'train': yield shlex.join(_command(p.training, d and d.local_path, force))
+    if name == 'train': yield shlex.join(_command(p, force))
     if name == 'dataset' and Path(d.local_path).is_dir(): yield plan_text(_dataset_files(d, _dataset_repo(d)), _dataset_repo(d), 'dataset', d.how())
     if name == 'model' and _weights(p.run, m.checkpoint):
         subject = read_subject(p.run, m.checkpoint)
