@@ -1,5 +1,5 @@
 """Chromium by Playwright, and servers of Jupyter, for the tests that need them; skips where they are absent."""
-import contextlib, os, shutil, socket, subprocess, sys, time, urllib.error, urllib.request
+import contextlib, os, re, shutil, socket, subprocess, sys, time, urllib.error, urllib.request
 from pathlib import Path
 import pytest
 
@@ -19,12 +19,20 @@ def chromium():
         finally: found.close()
 
 def watched(context):
-    "A page of a context; `page.bad` holds what its console complained of."
+    "A page of a context; `page.bad` holds what its console complained of, `page.thrown` what nobody caught, with where it came from."
     page = context.new_page()
-    page.bad = []
+    page.bad, page.thrown = [], []
     page.on('console', lambda m: page.bad.append(m.text) if m.type == 'error' else None)
-    page.on('pageerror', lambda e: page.bad.append(str(e)))
+    def thrown(e):
+        page.bad.append(str(e))
+        page.thrown.append(f'{e}\n{getattr(e, "stack", None) or ""}')
+    page.on('pageerror', thrown)
     return page
+
+def theirs(error):
+    "Was it thrown by the server's own scripts alone? Ours come as blobs, or from the page itself."
+    places = re.findall(r'(?:https?|blob|file|data):[^\s)]+', error)
+    return bool(places) and all('/static/' in p and not p.startswith('blob:') for p in places)
 
 def offline(browser, **options):
     "A page that reaches nothing but files; `page.asked` holds what it asked the network for."

@@ -4,7 +4,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from browser import READY, chromium, lab, offline, run_notebook, voila, watched
+from browser import theirs, READY, chromium, lab, offline, run_notebook, voila, watched
 from trm_nb.data.format import PUZZLES
 from trm_nb.data.sudoku import generate
 from trm_nb.explore.ablate import ablate
@@ -433,7 +433,18 @@ def running(tmp_path_factory, browser):
         page.folder, page.address = folder, address
         yield page
 
-def ours(page): return [m for m in page.bad if 'trm' in m.lower() or 'explorer' in m.lower() or 'anywidget' in m.lower() or 'widget' in m.lower() or 'TypeError' in m]
+def ours(page):
+    "Complaints of the console that name us, and all that our scripts threw and nobody caught."
+    named = [m for m in page.bad if any(word in m.lower() for word in ('trm', 'explorer', 'widget'))]
+    return named + [e for e in page.thrown if not theirs(e)]
+
+@pytest.mark.slow
+def test_our_errors_are_seen(running):
+    "The check below can fail: an error thrown by the module's own code is told from one of JupyterLab's."
+    running.evaluate(DO, "setTimeout(() => x.model.get('no such trait').length)")
+    running.wait_for_timeout(300)
+    assert len(ours(running)) == 1 and theirs('TypeError: x\n    at f (http://127.0.0.1:8888/static/lab/jlab_core.js:1:2)') and not theirs('TypeError: x\n    at blob:http://127.0.0.1:8888/1a:3:4')
+    running.bad.clear(), running.thrown.clear()
 
 @pytest.mark.slow
 def test_in_jupyterlab(running):

@@ -69,15 +69,20 @@ def empty(
     return np.full(puzzle.seq_len, token, np.uint8)
 
 # %% ../../nbs/04_explore/07_bench.ipynb #c009
+def _pair_entry(puzzle, pair, where, name):
+    "Entry of one pair of an ARC task."
+    if not isinstance(pair, dict) or 'input' not in pair: raise UserError(f"{where} must be an object with 'input'")
+    grid, answer = pair['input'], pair.get('output')
+    for x in (grid, answer) if answer else (grid,):
+        if not isinstance(x, list): raise UserError(f'{where}: a grid is a list of rows, not {type(x).__name__}')
+    return Entry(name, puzzle.parse(grid), puzzle.parse(answer) if answer else None)
+
 def _task_entries(puzzle, task, name):
     "Entries of all pairs of an ARC task."
-    found = []
-    for part in ('train', 'test'):
-        for i, pair in enumerate(task.get(part, [])):
-            if not isinstance(pair, dict) or 'input' not in pair: raise UserError(f"{part} pair {i + 1} must be an object with 'input'")
-            answer = puzzle.parse(np.array(pair['output'])) if pair.get('output') else None
-            found.append(Entry(f'{name or "task"}: {part} {i + 1}', puzzle.parse(np.array(pair['input'])), answer))
-    return found
+    parts = {part: task.get(part, []) for part in ('train', 'test')}
+    for part, pairs in parts.items():
+        if not isinstance(pairs, list): raise UserError(f"'{part}' of an ARC task is a list of pairs, not {type(pairs).__name__}")
+    return [_pair_entry(puzzle, pair, f'{part} pair {i}', f'{name or "task"}: {part} {i}') for part, pairs in parts.items() for i, pair in enumerate(pairs, 1)]
 
 def _json(text):
     "What JSON text holds; None where it is none."

@@ -139,8 +139,14 @@ def _mark_symbols(ax, look, grid, m, scale):
     _corners(ax, m.changed, .26, facecolor=COLOURS['answer'], edgecolor='none')
     _strikes(ax, m.wrong, .36, color=COLOURS['wrong'], lw=1.1 * scale)
 
-def _mark_paint(ax, look, grid, m, scale):
+def _unsure_squares(ax, look, confidence):
+    "Small squares on painted cells that are less sure than 0.9, the deeper the less."
+    sure = np.asarray(confidence, float).reshape(look.shape)
+    for r, c in np.argwhere(sure < .9): ax.add_patch(Rectangle((c - .15, r - .15), .3, .3, facecolor=COLOURS['unsure'], alpha=.3 + .7 * (1 - sure[r, c]), lw=0, zorder=3))
+
+def _mark_paint(ax, look, grid, m, scale, confidence=None):
     "Painted cells: letters, and marks with a rim, to be seen on every colour."
+    if confidence is not None: _unsure_squares(ax, look, confidence)
     _write(ax, look, grid, np.ones(look.shape, bool), COLOURS['ink'], bold=True)
     _diamonds(ax, m.changed, .34, facecolor='white', edgecolor=COLOURS['ink'], lw=.7 * scale)
     for colour, width in (('white', 2.2), (COLOURS['wrong'], 1.2)): _strikes(ax, m.wrong, .4, color=colour, lw=width * scale)
@@ -163,7 +169,8 @@ def draw_grid(
     found, grid = marks(look, answer, given, before, solution), np.asarray(answer).reshape(look.shape)
     scale = np.clip(_inches(ax) / 3, .45, 1.2)
     ax.imshow(_background(look, grid, found, confidence), extent=(-.5, m - .5, n - .5, -.5), interpolation='nearest')
-    (_mark_paint if look.palette else _mark_symbols)(ax, look, grid, found, scale)
+    if look.palette: _mark_paint(ax, look, grid, found, scale, confidence)
+    else: _mark_symbols(ax, look, grid, found, scale)
     _lines(ax, look, scale)
     ax.set_axis_off()
     ax.set_title(title, fontsize=9, color=COLOURS['ink'], pad=4)
@@ -202,7 +209,8 @@ def _key(look, changed, wrong, confidence):
     if look.palette:
         strike = Line2D([], [], color=COLOURS['wrong'], lw=1.5, label='wrong')
         corner = Line2D([], [], color='white', marker='D', markeredgecolor=COLOURS['ink'], lw=0, ms=5, label='changed since the step before')
-        return [corner] * changed + [strike] * wrong
+        dot = Line2D([], [], color=COLOURS['unsure'], marker='s', lw=0, ms=5, label='unsure')
+        return [corner] * changed + [strike] * wrong + [dot] * confidence
     return [square('given', 'given')] * (look.blank is not None) + [square('changed', 'changed since the step before')] * changed + [square('mistaken', 'wrong')] * wrong + [square('unsure', 'unsure')] * confidence
 
 def _layout(n, most=6):

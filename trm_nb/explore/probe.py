@@ -14,6 +14,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from tqdm.auto import tqdm
 from ..data.basics import UserError
 from ..data.format import Puzzle
+from ..evaluate.compute import answer_key
 from ..evaluate.figures import COLOURS, CYCLE, tidy
 from .analyse import Analysis
 from .draw import draw_grid
@@ -166,12 +167,11 @@ def landscape(
         after = trace.cell_basis.project(out.latents[latent][:, inner.settings.prefix:].float().mean(1).cpu().numpy())[:, :2]
         rows.append(pd.DataFrame(dict(bad=_badness(solver, tokens, answers, known, plain)[1], after=_badness(solver, tokens, _answers(out), known, plain)[1], to_a=after[:, 0], to_b=after[:, 1])))
     table = pd.concat(rows, ignore_index=True)
-    table.insert(0, 'a', a + path[step - 1, 0])
-    table.insert(1, 'b', b + path[step - 1, 1])
+    for at, (name, values) in enumerate(dict(column=np.arange(len(a)) % size, row=np.arange(len(a)) // size, a=a + path[step - 1, 0], b=b + path[step - 1, 1]).items()): table.insert(at, name, values)
     table['da'], table['db'] = table.pop('to_a') - table.a, table.pop('to_b') - table.b
     label = _badness(solver, tokens, plain[None], known, plain)[0]
     text = f'no {label} in {(table.bad == 0).mean():.0%} of the places as they are, in {(table.after == 0).mean():.0%} one step later'
-    return Analysis('landscape', table, text, ['a', 'b'], _draw_landscape(size, label, path, step, latent), (5.4, 4.2), solver.source)
+    return Analysis('landscape', table, text, ['column', 'row'], _draw_landscape(size, label, path, step, latent), (5.4, 4.2), solver.source)
 
 # %% ../../nbs/04_explore/05_probe.ipynb #c015
 def _experiment(solver, name, batch, known, steps, start=None):
@@ -246,7 +246,7 @@ def branches(
     steps:int|None=None, # ACT steps; None: halt_max_steps
     seed:int=0, # of the noise
 )->Analysis:
-    "Noisy runs by their final answer, ranked by the best q_halt."
+    "Noisy runs by their final answer (a short name for each), ranked by the best q_halt."
     tokens, known, batch = _one(solver, puzzle, solution)
     for _, out in roll(solver.act, _repeat(batch, runs), steps, edit=_noisy(noise, seed)): pass
     found, which = np.unique(_answers(out), axis=0, return_inverse=True)
@@ -254,13 +254,14 @@ def branches(
     best = np.array([q[which == i].max() for i in range(len(found))])
     order = np.argsort(-best, kind='stable')
     answers = found[order]
-    table = dict(branch=np.arange(1, len(order) + 1), runs=np.bincount(which)[order], q_halt=best[order], undisturbed=order == which[0])
+    names = [f'{int(k) & 0xffffffff:08x}' for k in answer_key(torch.from_numpy(answers.astype(np.int64)))]
+    table = dict(answer=names, branch=np.arange(1, len(order) + 1), runs=np.bincount(which)[order], q_halt=best[order], undisturbed=order == which[0])
     broken = solver.puzzle.conflicts(np.broadcast_to(tokens, answers.shape), answers)
     if broken is not None: table['conflicts'] = broken
     if known is not None: table['wrong'] = _differs(answers, known)
     table = pd.DataFrame(table)
     text = f'{len(table)} different answers in {runs} runs' + ('' if known is None else f"; {table.runs[table.wrong == 0].sum()} runs right, the best by q_halt is {'right' if table.wrong[0] == 0 else 'wrong'}")
-    return Analysis('branches', table, text, ['branch'], _draw_branches(solver, tokens, known, answers), (9., 2.2), solver.source)
+    return Analysis('branches', table, text, ['answer'], _draw_branches(solver, tokens, known, answers), (9., 2.2), solver.source)
 
 # %% ../../nbs/04_explore/05_probe.ipynb #c021
 def distances(
