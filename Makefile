@@ -37,7 +37,7 @@ test-all: $(READY) docs-check ## the slow tier: every page, slow cells and slow 
 	@echo "== system packages"
 	@sh tests/tooling/system_packages.sh
 	@echo "== packages of the slow tier"
-	@.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,wandb,trackio,arc,slurm,serve,slow]'
+	@.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,wandb,trackio,arc,slurm,video,serve,slow]'
 	@echo "== slow cells"
 	@grep -rlE '"#\| *slow' nbs --include '*.ipynb' | $(RUN) $(PACE) xargs -r -n 1 nbdev_test --n_workers 0 --flags slow --path
 	@echo "== slow tests"
