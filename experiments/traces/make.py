@@ -1,29 +1,65 @@
-"""Trace 200 generated puzzles with the shipped model, and try it with parts taken away: python experiments/traces/make.py
+"""Trace 200 puzzles with the shipped model, and try it with parts taken away: python experiments/traces/make.py
 
-Writes NAME.npz and NAME-ablations.npz beside this file, anew after every few puzzles: about 35 minutes of one quiet CPU core, a minute of a GPU.
-A trace that was left off is gone on with: remove the file to begin anew.
-Of 800 puzzles (seed 2026) 100 are taken as they come, and the 100 that the backtracking solver finds hardest.
+Writes NAME.npz and NAME-ablations.npz beside this file, anew after every few puzzles: a few minutes of a quiet CPU core to find the puzzles, 35 to run the model on them.
+A trace that was left off is gone on with, and one that is whole is asked for its puzzles: remove the file to begin anew.
+100 puzzles are as the generator gives them. The other 100 are hard: each comes from one of six published puzzles by twelve changes of one given, and crossing out what singles refute never solves it. The model had no part in the choice.
 """
 from pathlib import Path
 import numpy as np
 import torch
 import typer
-from trm_nb.data.sudoku import generate
+from tqdm import tqdm
+from trm_nb.data.neighbours import one_given_away
+from trm_nb.data.source import Rows
+from trm_nb.data.sudoku import SIZES, _candidates, _decided, _propagate, generate, solve
 from trm_nb.explore.ablate import Ablations, ablate, standard_conditions
 from trm_nb.explore.solver import Solver
 from trm_nb.explore.trace import Trace
 from trm_nb.models.pretrained import SHIPPED
 
-HERE = Path(__file__).parent
+HERE, KIND = Path(__file__).parent, SIZES[9]
 UNUSED = ('entropy', 'q_continue')  # arrays that are not kept
 KEPT_BITS = 9                       # of a float's 23: the file is a third as large
+PUBLISHED = dict(inkala_2006='1....7.9..3..2...8..96..5....53..9...1..8...26....4...3......1..4......7..7...3..',
+                 inkala_2012='8..........36......7..9.2...5...7.......457.....1...3...1....68..85...1..9....4..',
+                 easter_monster='1.......2.9.4...5...6...7...5.9.3.......7.......85..4.7.....6...3...9.8...2.....1',
+                 golden_nugget='.......39.....1..5..3.5.8....8.9...6.7...2...1..4.......9.8..5..2....6..4..7.....',
+                 platinum_blonde='.......12........3..23..4....18....5.6..7.8.......9.....85.....9...4.5..47...6...',
+                 tarek_2007='..1..4.......6.3.5...9.....8.....7.3.......285...7.6..3...8...6..92......4...1...')
 
-def chosen(n, seed=2026):
+def withstands(inputs):
+    "Which puzzles stay open when each candidate that singles alone refute is crossed out, again and again?"
+    cand = _propagate(_candidates(inputs, KIND), KIND)[0]
+    while True:
+        digit, cell, at = np.nonzero((cand >> np.arange(9)[:, None, None] & 1) & ~_decided(cand))
+        tried = cand[:, at]
+        tried[cell, np.arange(len(at))] = 1 << digit
+        bad = _propagate(tried, KIND)[1]
+        if not bad.any(): return ~_decided(cand).all(0)
+        np.bitwise_and.at(cand, (cell[bad], at[bad]), (~(1 << digit[bad])).astype(cand.dtype))
+        cand = _propagate(cand, KIND)[0]
+
+def walk(puzzle, rng, changes):
+    "A hard puzzle so many changes of one given away from a hard one."
+    while changes:
+        new = rng.permutation(one_given_away(np.repeat(puzzle[None], 3, 0), KIND, rng))
+        hard = np.flatnonzero(withstands(new))
+        if len(hard): puzzle, changes = new[hard[0]], changes - 1
+    return puzzle
+
+def chosen(n, seed=2026, changes=12):
     "Rows of puzzles, easy and hard in turn."
-    rows = generate(4 * n, 9, seed, progress=True)
-    hard = np.argsort(-rows.ratings, kind='stable')[:n // 2]
-    easy = np.setdiff1d(np.arange(4 * n), hard)[:n // 2]
-    return rows.take(np.stack([easy, hard], 1).ravel())
+    rng, easy = np.random.default_rng(seed), generate(n // 2, 9, seed).inputs
+    starts = [KIND.parse(text) for text in PUBLISHED.values()]
+    hard = [walk(starts[i % len(starts)], rng, changes) for i in tqdm(range(n // 2), desc='hard puzzles')]
+    inputs = np.stack([easy, hard], 1).reshape(n, -1)
+    known = solve(inputs)
+    return Rows(inputs, known.solutions, known.guesses.astype(np.int32))
+
+def puzzles_of(path, n):
+    "Rows of the trace that is there, if it is whole; else rows that are chosen."
+    if path.exists() and len(trace := Trace.load(path)) == n: return Rows(trace.inputs, trace.solution, trace.rating)
+    return chosen(n)
 
 def rounded(x, bits=KEPT_BITS):
     "Floats with a shorter mantissa, which compress."
@@ -58,7 +94,7 @@ def make_ablations(solver, rows, path, steps):
 def main(name:str=SHIPPED, puzzles:int=200, few:int=24, steps:int=8, threads:int=2, part:str='both'):
     "Make both files, or one (part: trace, ablations)."
     torch.set_num_threads(threads)
-    solver, rows = Solver.from_pretrained(name), chosen(puzzles)
+    solver, rows = Solver.from_pretrained(name), puzzles_of(HERE/f'{name}.npz', puzzles)
     solver.source = name
     if part in ('both', 'trace'): make_trace(solver, rows, HERE/f'{name}.npz')
     if part in ('both', 'ablations'): make_ablations(solver, rows.take(np.arange(few)), HERE/f'{name}-ablations.npz', steps)

@@ -283,7 +283,7 @@ class AblationBench(_Working):
         found = shipped_ablations()
         self.solver, self.tokens, self.known, self.steps = None, found.inputs, found.solution, self.steps or found[0].wrong.shape[1]
         self._take(found)
-        self.fields = condition_fields(['z_H', 'z_L'], dict(H_cycles=3, L_cycles=6, halt_max_steps=self.steps))
+        self.fields = condition_fields(['z_H', 'z_L'], dict(H_cycles=3, L_cycles=6, halt_max_steps=self.steps), 'no identifier' in found.names)
 
     def _offer(self):
         "Tell the browser what may be taken away."

@@ -37,6 +37,11 @@ def _interval(ax, along, across, r, colour, upright=True):
 
 def _name(r): return f"{called(r)}   {r['label']}" if r['label'] else called(r)
 
+def _shares(low, high, room=.08):
+    "Limits of an axis of percentages: not below 0 and not above 100 but for a name, and at least one point wide."
+    high = min(max(high, 1), 100 * (1 + room))
+    return max(low, -room * high), high
+
 def _listed(ax, rows, xlabel='test puzzles solved, %'):
     "One line an experiment, named at the left."
     ax.set_yticks(range(len(rows)), [_name(r) for r in rows])
@@ -45,6 +50,7 @@ def _listed(ax, rows, xlabel='test puzzles solved, %'):
     ax.tick_params(axis='y', length=0, labelcolor=COLOURS['ink'])
     ax.spines['left'].set_visible(False)
     ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    ax.set_xlim(*_shares(*ax.get_xlim(), .03))
 
 def _above(ax): ax.legend(loc='lower center', bbox_to_anchor=(.5, 1), ncols=2, fontsize=8, frameon=False, labelcolor=COLOURS['soft'])
 
@@ -126,14 +132,24 @@ def draw_against(
     families = list(dict.fromkeys(rows.family))
     for family, colour in zip(families, colours(len(families))): _line(ax, rows[rows.family == family], x, colour, family)
     if names and len(families) == 1: _names(ax, rows, x)
-    if target: _target(ax, target)
+    if target: _target(ax, target, rows.high.max())
     tidy(ax, xlabel=AXES.get(x, x.split('.')[-1]), ylabel='test puzzles solved, %')
     _scale(ax, x, rows[x])
     ax.margins(y=.16)
-    if len(families) > 1: ax.legend(fontsize=8, frameon=False, labelcolor=COLOURS['soft'])
+    if picture is not ax:
+        ax.set_ylim(*_shares(*ax.get_ylim()))
+        _families(picture, ax)
     return picture
 
-def _target(ax, target):
+def _families(picture, ax):
+    "One legend of the families, beside the picture where there are many."
+    lines, names = ax.get_legend_handles_labels()
+    many = len(names) > 4
+    if len(names) > 1: (picture if many else ax).legend(lines, names, fontsize=8, frameon=False, labelcolor=COLOURS['soft'], **(dict(loc='outside right upper') if many else {}))
+
+def _target(ax, target, best):
+    "A line at the target; where everything is far below it, only a word."
+    if target > 1.5 * best: return ax.annotate(f'{target:.0%} is far above', (0, 1), xycoords='axes fraction', xytext=(3, -3), textcoords='offset points', ha='left', va='top', fontsize=7.5, color=COLOURS['soft'])
     ax.axhline(100 * target, color=COLOURS['soft'], lw=.9, ls='--', zorder=1)
     ax.annotate(f'{target:.0%}', (0, 100 * target), xycoords=('axes fraction', 'data'), xytext=(3, 2), textcoords='offset points', ha='left', va='bottom', fontsize=7.5, color=COLOURS['soft'])
 
@@ -142,9 +158,9 @@ def varying(
     groups:pd.DataFrame, # experiments
     among:list[str]=('parameters', 'train_pflop', 'depth', 'dataset.train', 'dataset.num_aug', 'train_seconds', 'solve_gflop'), # columns
 )->list[str]:
-    "Those columns in which the experiments differ by more than 2%."
+    "Those columns in which the experiments differ by more than 5%; less is rounding."
     known = [c for c in among if c in groups and groups[c].notna().sum() > 1]
-    return [c for c in known if groups[c].max() > 1.02 * groups[c].min()]
+    return [c for c in known if groups[c].max() > 1.05 * groups[c].min()]
 
 def draw_axes(
     groups:pd.DataFrame, # experiments
@@ -153,31 +169,44 @@ def draw_axes(
     "Accuracy against parameters, compute, depth, data, time and the cost of an answer: a panel for each in which the experiments differ."
     found = varying(groups)
     if not found: return None
-    columns = len(found) if len(found) < 4 else 3
+    columns = len(found) if len(found) < 4 else 2 if len(found) == 4 else 3
     rows = -(-len(found) // columns)
     picture = Picture(3.3 * columns, 2.75 * rows)
     axes = picture.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     for ax in axes[len(found):]: ax.set_visible(False)
     for ax, x in zip(axes, found): draw_against(groups, x, target, names=False, ax=ax)
+    axes[0].set_ylim(*_shares(*axes[0].get_ylim()))
+    _families(picture, max(axes[:len(found)], key=lambda ax: len(ax.get_legend_handles_labels()[1])))
     for i, ax in enumerate(axes[:len(found)]): ax.set_ylabel(ax.get_ylabel() if i % columns == 0 else '')
     return picture
 
 # %% ../../nbs/08_lab/07_plots.ipynb #c019
+def _apart(ax, rows, x, best):
+    "Names beside their points, each higher than those that it would run into."
+    taken = []
+    for r in rows.sort_values([x, 'accuracy']).to_dict('records'):
+        left, low = ax.transData.transform((r[x], 100 * r['accuracy'])) / ax.figure.dpi * 72
+        low, right = low + 3, left + 5 + 4.3 * len(called(r))
+        while any(l < right and left < rr and abs(b - low) < 8 for l, rr, b in taken): low += 8
+        taken.append((left, right, low))
+        ax.annotate(called(r), (r[x], 100 * r['accuracy']), (5, low - ax.transData.transform((r[x], 100 * r['accuracy']))[1] / ax.figure.dpi * 72), textcoords='offset points', fontsize=7, color=COLOURS['ink' if r['experiment'] in best else 'soft'])
+
 def draw_frontier(
     groups:pd.DataFrame, # experiments
     cost:str='train_seconds', # a column: less is better
     ax=None, # draw here; None makes a picture
 ):
-    "Accuracy against cost; experiments on the Pareto frontier are filled and joined, the others pale."
+    "Accuracy against cost; experiments on the Pareto frontier are coloured and joined, the others pale, and without names where there are many."
     ax, picture = canvas(ax, 4.8, 3.1)
     rows = groups[groups[cost].notna()].reset_index(drop=True)
     best = rows[pareto(rows[cost], rows.accuracy)].sort_values(cost)
     ax.step(best[cost], 100 * best.accuracy, where='post', color=COLOURS['answer'], lw=1.1, alpha=.7)
     for i, r in enumerate(rows.to_dict('records')): _interval(ax, r[cost], None, r | dict(seeds=1), COLOURS['answer'] if r['experiment'] in set(best.experiment) else '#9aa3ad')
-    for r in rows.to_dict('records'): ax.annotate(called(r), (r[cost], 100 * r['accuracy']), (5, 3), textcoords='offset points', fontsize=7, color=COLOURS['ink' if r['experiment'] in set(best.experiment) else 'soft'])
     tidy(ax, xlabel=AXES.get(cost, cost), ylabel='test puzzles solved, %')
     _scale(ax, cost, rows[cost])
     ax.margins(y=.16)
+    if picture is not ax: ax.set_ylim(*_shares(*ax.get_ylim()))
+    _apart(ax, best if len(rows) > 12 else rows, cost, set(best.experiment))
     return picture
 
 # %% ../../nbs/08_lab/07_plots.ipynb #c022
@@ -204,7 +233,8 @@ def draw_learning(
     span:int=3, # rows that the smoothing looks back
 )->Picture:
     "Loss in training and accuracy on test puzzles by examples seen; a colour for each experiment."
-    picture = Picture(8.6, 2.9)
+    many = len(logs) > 12
+    picture = Picture(8.6, 2.9 + .17 * many * math.ceil(len(logs) / 5))
     left, right = picture.subplots(1, 2)
     for (name, seeds), colour in zip(logs.items(), colours(len(logs))):
         for i, (batch, rows) in enumerate(seeds):
@@ -213,7 +243,8 @@ def draw_learning(
     tidy(left, xlabel='examples seen', ylabel='loss in training')
     tidy(right, xlabel='examples seen', ylabel='test puzzles solved, %')
     for ax in (left, right): ax.xaxis.set_major_formatter(FuncFormatter(_amount))
-    picture.legend(*right.get_legend_handles_labels(), loc='outside right center', fontsize=8, frameon=False, labelcolor=COLOURS['ink'])
+    right.set_ylim(*_shares(*right.get_ylim(), .04))
+    picture.legend(*right.get_legend_handles_labels(), loc=f'outside {"lower" if many else "right"} center', ncols=5 if many else 1, fontsize=8, frameon=False, labelcolor=COLOURS['ink'])
     return picture
 
 # %% ../../nbs/08_lab/07_plots.ipynb #c026
@@ -238,7 +269,7 @@ def _halting(ax, e, steps, title):
     counts = [100 * np.bincount(at[mask], minlength=steps + 1)[1:steps + 1] / len(at) for mask in (right, ~right)]
     ax.bar(np.arange(1, steps + 1), counts[0], width=.9, color=COLOURS['answer'], label='right')
     ax.bar(np.arange(1, steps + 1), counts[1], width=.9, bottom=counts[0], color=COLOURS['mistaken'], edgecolor=COLOURS['wrong'], lw=.6, label='wrong')
-    tidy(ax, title=f'{title}: {at.mean():.1f} on average', xlim=(.3, steps + .7))
+    tidy(ax, title=f'{title}:{" " if len(title) < 12 else chr(10)}{at.mean():.1f} on average', xlim=(.3, steps + .7))
     ax.title.set(size=8.5)
     ax.xaxis.set_major_locator(MaxNLocator(min(steps, 6), integer=True, min_n_ticks=2))
 

@@ -124,7 +124,8 @@ _FOLLOWS = {'model.num_heads', 'model.puzzle_emb_ndim'} # vary with the width, a
 def _label(varied, values):
     "What a run varies, in words; a setting that follows from another is left out."
     keys = [k for k in varied if k not in _FOLLOWS or len(varied) == 1]
-    return ', '.join(f'{short(k)} {shown(values.get(k, varied[k]))}' for k in keys)
+    said = {k: values.get(k, varied[k]) for k in keys}
+    return ', '.join(f'{short(k)} {shown(float(f"{v:.5g}") if isinstance(v, float) else v)}' for k, v in said.items())
 
 def _in_time(rows, timing, at_step, within):
     "Rows up to a step and up to so many seconds of training."
@@ -155,13 +156,14 @@ def read_run(
 
 def read_runs(
     runs:str|Path='runs', # where run folders are
-    names:list[str]|None=None, # experiments or runs that are wanted; None: all
+    names:list[str]|None=None, # experiments or runs that are wanted, in this order; None: all, by name
     at_step:float=math.inf, # no evaluation after this step
     within:float=math.inf, # no evaluation after so many seconds of training
 )->pd.DataFrame: # one row a run
     "All runs of a folder; `UserError` where there is none."
     if not Path(runs).is_dir(): raise UserError(f'{runs}: there is no such folder of runs')
     rows = [read_run(f, at_step, within) for f in run_folders(runs) if names is None or _wanted(f, names)]
+    if names: rows.sort(key=lambda r: next(i for i, n in enumerate(names) if n in (r['experiment'], r['run'])))
     if not rows: raise UserError(f'{runs} holds no run' + (f' of {", ".join(names[:4])}' + ' ...' * (len(names) > 4) if names else '') + ': trm run makes them')
     frame = pd.DataFrame(rows)
     for name in _NUMBERS: frame[name] = pd.to_numeric(frame[name]) if name in frame else np.nan

@@ -833,7 +833,7 @@ def _learn_tab(gr):
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             text = gr.Textbox(label='Task', placeholder='JSON with "train" and "test"; nothing: the task on the board', lines=5, max_lines=12, elem_id='task')
-            file = gr.File(label='or a file', file_types=['.json'], height=110, elem_id='task-file')
+            file = gr.File(label='or a file', file_types=['.json'], height=140, elem_id='task-file')
             steps = gr.Slider(10, 2000, 200, step=10, label='Steps')
             copies = gr.Slider(0, 200, 16, step=1, label='Turned and recoloured copies that learn and vote')
             with gr.Row():
