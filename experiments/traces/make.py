@@ -1,8 +1,8 @@
 """Trace 200 puzzles with the shipped model, and try it with parts taken away: python experiments/traces/make.py
 
-Writes NAME.npz and NAME-ablations.npz beside this file, anew after every few puzzles: a few minutes of a quiet CPU core to find the puzzles, 35 to run the model on them.
+Writes NAME.npz and NAME-ablations.npz beside this file, anew after every few puzzles: two minutes of a quiet CPU core to find the puzzles, half an hour to run the model on them.
 A trace that was left off is gone on with, and one that is whole is asked for its puzzles: remove the file to begin anew.
-100 puzzles are as the generator gives them. The other 100 are hard: each comes from one of six published puzzles by twelve changes of one given, and crossing out what singles refute never solves it. The model had no part in the choice.
+100 puzzles are as the generator gives them. The other 100 are hard: descendants of six published puzzles, one given in another place at each birth, which are not solved by crossing out, again and again, each digit that singles refute. The model had no part in the choice.
 """
 from pathlib import Path
 import numpy as np
@@ -11,7 +11,7 @@ import typer
 from tqdm import tqdm
 from trm_nb.data.neighbours import one_given_away
 from trm_nb.data.source import Rows
-from trm_nb.data.sudoku import SIZES, _candidates, _decided, _propagate, generate, solve
+from trm_nb.data.sudoku import SIZES, _candidates, _decided, _propagate, generate, join_rows, solve
 from trm_nb.explore.ablate import Ablations, ablate, standard_conditions
 from trm_nb.explore.solver import Solver
 from trm_nb.explore.trace import Trace
@@ -20,12 +20,12 @@ from trm_nb.models.pretrained import SHIPPED
 HERE, KIND = Path(__file__).parent, SIZES[9]
 UNUSED = ('entropy', 'q_continue')  # arrays that are not kept
 KEPT_BITS = 9                       # of a float's 23: the file is a third as large
-PUBLISHED = dict(inkala_2006='1....7.9..3..2...8..96..5....53..9...1..8...26....4...3......1..4......7..7...3..',
-                 inkala_2012='8..........36......7..9.2...5...7.......457.....1...3...1....68..85...1..9....4..',
-                 easter_monster='1.......2.9.4...5...6...7...5.9.3.......7.......85..4.7.....6...3...9.8...2.....1',
-                 golden_nugget='.......39.....1..5..3.5.8....8.9...6.7...2...1..4.......9.8..5..2....6..4..7.....',
-                 platinum_blonde='.......12........3..23..4....18....5.6..7.8.......9.....85.....9...4.5..47...6...',
-                 tarek_2007='..1..4.......6.3.5...9.....8.....7.3.......285...7.6..3...8...6..92......4...1...')
+PUBLISHED = ('1....7.9..3..2...8..96..5....53..9...1..8...26....4...3......1..4......7..7...3..', # Arto Inkala, 2006
+             '8..........36......7..9.2...5...7.......457.....1...3...1....68..85...1..9....4..', # Arto Inkala, 2012
+             '1.......2.9.4...5...6...7...5.9.3.......7.......85..4.7.....6...3...9.8...2.....1', # Easter Monster
+             '.......39.....1..5..3.5.8....8.9...6.7...2...1..4.......9.8..5..2....6..4..7.....', # Golden Nugget
+             '.......12........3..23..4....18....5.6..7.8.......9.....85.....9...4.5..47...6...', # Platinum Blonde
+             '..1..4.......6.3.5...9.....8.....7.3.......285...7.6..3...8...6..92......4...1...') # tarek, 2007
 
 def withstands(inputs):
     "Which puzzles stay open when each candidate that singles alone refute is crossed out, again and again?"
@@ -39,22 +39,19 @@ def withstands(inputs):
         np.bitwise_and.at(cand, (cell[bad], at[bad]), (~(1 << digit[bad])).astype(cand.dtype))
         cand = _propagate(cand, KIND)[0]
 
-def walk(puzzle, rng, changes):
-    "A hard puzzle so many changes of one given away from a hard one."
-    while changes:
-        new = rng.permutation(one_given_away(np.repeat(puzzle[None], 3, 0), KIND, rng))
-        hard = np.flatnonzero(withstands(new))
-        if len(hard): puzzle, changes = new[hard[0]], changes - 1
-    return puzzle
+def hard(n, seed, births=8):
+    "Descendants of the published puzzles: a child has one given in another place, and of the children that withstand any n are the next parents."
+    rng, puzzles = np.random.default_rng(seed), np.stack([KIND.parse(text) for text in PUBLISHED])
+    for _ in tqdm(range(births), desc='hard puzzles'):
+        children = np.unique(one_given_away(np.resize(puzzles, (10 * n, 81)), KIND, rng, each=6), axis=0)
+        puzzles = rng.permutation(children[withstands(children)])[:n]
+    known = solve(puzzles)
+    return Rows(puzzles, known.solutions, known.guesses.astype(np.int32))
 
-def chosen(n, seed=2026, changes=12):
+def chosen(n, seed=2026):
     "Rows of puzzles, easy and hard in turn."
-    rng, easy = np.random.default_rng(seed), generate(n // 2, 9, seed).inputs
-    starts = [KIND.parse(text) for text in PUBLISHED.values()]
-    hard = [walk(starts[i % len(starts)], rng, changes) for i in tqdm(range(n // 2), desc='hard puzzles')]
-    inputs = np.stack([easy, hard], 1).reshape(n, -1)
-    known = solve(inputs)
-    return Rows(inputs, known.solutions, known.guesses.astype(np.int32))
+    rows = join_rows([generate(n // 2, 9, seed), hard(n // 2, seed)])
+    return rows.take(np.arange(n).reshape(2, -1).T.ravel())
 
 def puzzles_of(path, n):
     "Rows of the trace that is there, if it is whole; else rows that are chosen."

@@ -183,6 +183,7 @@ def draw_axes(
 # %% ../../nbs/08_lab/07_plots.ipynb #c019
 def _apart(ax, rows, x, best):
     "Names beside their points, each higher than those that it would run into."
+    ax.get_xlim(), ax.get_ylim()  # settles the limits, which the places follow from
     taken = []
     for r in rows.sort_values([x, 'accuracy']).to_dict('records'):
         left, low = ax.transData.transform((r[x], 100 * r['accuracy'])) / ax.figure.dpi * 72
