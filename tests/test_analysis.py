@@ -248,9 +248,12 @@ def test_reproduce_builds_lost_data(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_report_end_to_end(lab, tmp_path, capsys):
+    (left := tmp_path/'own/figures/batch.png').parent.mkdir(parents=True)
+    left.touch()                                    # a picture of an earlier report, which this one has not
     assert call(['report', 'own', '--runs', str(lab/'runs'), '--out', str(tmp_path), '--puzzles', '6', '--target', '.5']) == 0
     folder = tmp_path/'own'
     assert {f.name for f in folder.iterdir()} == {'analysis.ipynb', 'report.html', 'runs.csv', 'experiments.csv', 'table.md', 'table.tex', 'figures'}
+    assert not left.exists()
     page = (folder/'report.html').read_text()
     assert 'own_c failed at step 0 of 6: out of memory' in page and 'These are not results' in page and 'Deep is good.' in page and page.count('data:image/png') >= 6
     assert {f.stem for f in (folder/'figures').glob('*.pdf')} >= {'members', 'axes', 'frontier', 'learning', 'gap', 'halting', 'hypotheses'}

@@ -263,6 +263,7 @@ def make_report(
     if read_runs(runs, names).accuracy.notna().sum() == 0: raise UserError(f'no run of {" ".join(words)} in {runs} has been evaluated yet: trm runs says how far they are')
     folder = Path(out)/re.sub(r'\W+', '-', '-'.join(words)).strip('-')
     folder.mkdir(parents=True, exist_ok=True)
+    for file in (folder/'figures').glob('*.p[nd][gf]'): file.unlink()  # of an earlier report, which may have had others
     given = dict(words=list(words), runs=str(Path(runs).resolve()), out=str(folder.resolve()), target=target, puzzles=puzzles, span=span)
     try: papermill.execute_notebook(experiments_path('analysis.ipynb'), folder/'analysis.ipynb', given, kernel_name='python3', progress_bar=False, log_output=False)
     except papermill.PapermillExecutionError as e: raise UserError(f'{folder}/analysis.ipynb, cell [{e.exec_count}]: {e.ename}: {" ".join(str(e.evalue).split())}') from None
