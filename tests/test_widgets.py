@@ -451,22 +451,28 @@ def test_in_jupyterlab(running):
     through(running)
     assert ours(running) == []
 
-@pytest.mark.slow
-def test_exports_in_jupyterlab(running):
-    settled(running)
+def exports(page):
+    "Each file that the explorer gives."
+    settled(page)
     for what, first in (('png', b'\x89PNG'), ('gif', b'GIF8'), ('npz', b'PK'), ('html', b'<!do')):
-        running.get_by_role('button', name='Export').click()
-        with running.expect_download(timeout=60000) as download: running.locator(f'[data-export={what}]').click()
+        page.get_by_role('button', name='Export').click()
+        with page.expect_download(timeout=60000) as download: page.locator(f'[data-export={what}]').click()
         assert open(download.value.path(), 'rb').read(4).startswith(first), what
 
+def another_kind(page):
+    "Mazes, a checkpoint that is gone, and back to Sudokus."
+    page.locator('.trm select[title=model]').select_option('maze')
+    settled(page, 'x.sides.a.cells === 100 && x.sides.b === null')
+    page.evaluate(DO, "x.model.send({ type: 'model', name: 'runs/gone' })")
+    page.locator('.trm-error').get_by_text('runs/gone').wait_for()
+    page.locator('.trm select[title=model]').select_option('small')
+    settled(page, 'x.sides.a.cells === 16')
+
 @pytest.mark.slow
-def test_another_kind_in_jupyterlab(running):
-    running.locator('.trm select[title=model]').select_option('maze')
-    settled(running, 'x.sides.a.cells === 100 && x.sides.b === null')
-    running.evaluate(DO, "x.model.send({ type: 'model', name: 'runs/gone' })")
-    running.locator('.trm-error').get_by_text('runs/gone').wait_for()
-    running.locator('.trm select[title=model]').select_option('small')
-    settled(running, 'x.sides.a.cells === 16')
+def test_exports_in_jupyterlab(running): exports(running)
+
+@pytest.mark.slow
+def test_another_kind_in_jupyterlab(running): another_kind(running)
 
 @pytest.mark.slow
 def test_left_off_in_jupyterlab(running):
@@ -516,7 +522,7 @@ def test_in_voila(tmp_path, browser):
         page = watched(browser.new_context(viewport=dict(width=1200, height=1000)))
         page.goto(address)
         page.wait_for_selector('.trm canvas.trm-board', timeout=90000)
-        through(page)
+        through(page), exports(page), another_kind(page)
         assert ours(page) == []
 
 LABS = SETUP.replace('w = Explorer(', 'from trm_nb.explore.labs import AblationBench, HaltingLab, LatentMap\ns, rows = solver("sudoku-4x4"), generate(12, 4, seed=3)\nnothing = lambda *a, **k: None\nnothing(')
@@ -547,9 +553,29 @@ def labs(page):
     ready('halting', 'x.threshold < 0')
     return lab('halting', 'return x.threshold')
 
+SHOWN = ('m = LatentMap(s.trace([s.puzzle.to_grid(x) for x in rows.inputs], [s.puzzle.to_grid(x) for x in rows.labels])); m', 'h = HaltingLab(s, rows); h', 'b = AblationBench(s, rows); b')
+
+@pytest.mark.slow
+def test_labs_in_voila(tmp_path, browser):
+    "The three labs, and a training that goes on while it is watched."
+    pytest.importorskip('voila')
+    log = tmp_path/'run/metrics.jsonl'
+    log.parent.mkdir()
+    tell = lambda step: log.open('a').write(json.dumps(dict(step=step, kind='train', loss=5 / step)) + '\n')
+    tell(10)
+    path = notebook(tmp_path, LABS, 'from trm_nb.explore.widgets import RunMonitor\nRunMonitor("run", every=.2)', *SHOWN)
+    with voila(tmp_path, path) as address:
+        page = watched(browser.new_context(viewport=dict(width=1300, height=1000)))
+        page.goto(address)
+        page.get_by_text('step 10').wait_for(timeout=90000)
+        tell(20)
+        page.get_by_text('step 20').wait_for()
+        labs(page)
+        assert ours(page) == []
+
 @pytest.mark.slow
 def test_labs_in_jupyterlab(running):
-    notebook(running.folder, LABS, 'm = LatentMap(s.trace([s.puzzle.to_grid(x) for x in rows.inputs], [s.puzzle.to_grid(x) for x in rows.labels])); m', 'h = HaltingLab(s, rows); h', 'b = AblationBench(s, rows); b', name='labs.ipynb')
+    notebook(running.folder, LABS, *SHOWN, name='labs.ipynb')
     page = watched(running.context)
     page.set_viewport_size(dict(width=1300, height=1000))
     run_notebook(page, running.address, 'labs.ipynb')
