@@ -11,7 +11,7 @@ from trm_nb.explore.ablate import ablate
 from trm_nb.explore.labs import AblationBench, HaltingLab, LatentMap, ablations_pack, halting_pack, halting_worth, map_pack, shipped_trace, stops_at
 from trm_nb.explore.player import Page, Player, pack, static_file, trace_pack, unpack
 from trm_nb.explore.solver import Solver
-from trm_nb.explore.widgets import Explorer
+from trm_nb.explore.widgets import Explorer, RunMonitor
 from trm_nb.models.act import PuzzleShape
 from trm_nb.models.pretrained import save_pretrained
 from trm_nb.models.zoo import build_model
@@ -583,13 +583,56 @@ def test_labs_in_jupyterlab(running):
     assert ours(page) == []
     page.close()
 
+def training(folder, rows=40):
+    "A run folder as a training leaves it."
+    folder.mkdir()
+    lines = [dict(step=10 * i, kind='train', loss=4 / i + .1 * (i % 3), accuracy=1 - 1 / i, exact_accuracy=.5 - .5 / i, lr=1e-4, steps=4) for i in range(1, rows + 1)] + [dict(step=10 * rows, kind='eval', accuracy=.9, exact_accuracy=.4)]
+    (folder/'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in lines))
+    (folder/'status.json').write_text('{"status": "done"}')
+    return folder
+
 @pytest.mark.slow
-def test_a_notebook_turned_into_a_page_keeps_a_picture(tmp_path):
+def test_curves_on_a_page_without_a_kernel(tmp_path, browser):
+    page = offline(browser, viewport=dict(width=1200, height=900))
+    page.goto(RunMonitor(training(tmp_path/'small')).to_html(tmp_path/'curves.html').as_uri())
+    page.wait_for_function("() => document.querySelector('.trm')?.monitor?.data")
+    monitor = lambda code: page.evaluate("code => { const x = document.querySelector('.trm').monitor; return new Function('x', code)(x); }", code)
+    assert monitor('return x.data.train.loss.y') == pytest.approx([4 / i + .1 * (i % 3) for i in range(1, 41)])
+    assert page.locator('.trm-monitor strong').first.inner_text() == 'small' and page.get_by_text('step 400 · done').is_visible() and page.get_by_role('button', name='Stop watching').is_hidden()
+    picture = 'return x.panels[0].canvas.toDataURL()'
+    before = monitor(picture)
+    page.locator('.trm-slider').focus()
+    for _ in range(20): page.keyboard.press('ArrowRight')
+    assert monitor(picture) != before
+    page.wait_for_function("() => /smooth=45/.test(location.hash)")
+    again = offline(browser, viewport=dict(width=1200, height=900))
+    again.goto(page.url)
+    again.wait_for_function("() => document.querySelector('.trm')?.monitor?.span.value === '45'")
+    assert page.bad == page.asked == again.bad == []
+
+@pytest.mark.slow
+def test_a_notebook_turned_into_a_page_keeps_widgets(tmp_path, browser):
     "Widgets that were shown leave a picture, and what `static` gives plays, where there is no kernel."
     import nbclient
     from nbconvert import HTMLExporter
-    nb = nbformat.read(notebook(tmp_path, LABS, 'from trm_nb.explore.widgets import Explorer\nw = Explorer(s, rows); w', 'LatentMap(s.trace([s.puzzle.to_grid(x) for x in rows.inputs]))', 'w.wait(); w', 'w.static()'), 4)
-    nbclient.NotebookClient(nb, timeout=120, store_widget_state=False, kernel_name='python3').execute()
-    for cell in nb.cells[1:4]: assert {'application/vnd.jupyter.widget-view+json', 'image/png'} <= set(cell.outputs[0]['data'])
-    page, _ = HTMLExporter().from_notebook_node(nb)
-    assert page.count('<img') == 3 and page.count('<iframe') == 1 and 'Traceback' not in page
+    training(tmp_path/'run')
+    made = """from trm_nb.explore.widgets import Explorer, RunMonitor
+grids = lambda tokens: [s.puzzle.to_grid(x) for x in tokens]
+found = [Explorer(s, rows), RunMonitor('run'), LatentMap(s.trace(grids(rows.inputs))), HaltingLab(s, rows), AblationBench(s, rows)]
+for w in found: getattr(w, 'wait', nothing)()"""
+    nb = nbformat.read(notebook(tmp_path, LABS, made, *[f'found[{i}]' for i in range(5)], *[f'found[{i}].static()' for i in range(5)]), 4)
+    nbclient.NotebookClient(nb, timeout=120, store_widget_state=False, kernel_name='python3', resources=dict(metadata=dict(path=str(tmp_path)))).execute()
+    for cell in nb.cells[2:7]: assert {'application/vnd.jupyter.widget-view+json', 'image/png'} <= set(cell.outputs[0]['data'])
+    (tmp_path/'page.html').write_text(text := HTMLExporter().from_notebook_node(nb)[0])
+    assert text.count('<img') == text.count('<iframe') == 5 and 'Traceback' not in text
+    page = offline(browser, viewport=dict(width=1300, height=1000))
+    page.goto((tmp_path/'page.html').as_uri(), wait_until='domcontentloaded')
+    for i, (name, shown) in enumerate([('explorer', 'shown >= 0'), ('monitor', 'data'), *[('lab', 'shown !== undefined')] * 3]):
+        page.locator('iframe').nth(i).scroll_into_view_if_needed()
+        frame = page.locator('iframe').nth(i).element_handle().content_frame()
+        frame.wait_for_function(f"() => document.querySelector('.trm')?.{name}?.{shown}")
+        assert frame.evaluate("() => [...document.querySelectorAll('canvas')].some(c => c.width && new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size > 8)"), i
+        page.screenshot(path=tmp_path/f'frame-{i}.png')
+    assert not [e for e in page.thrown if 'trm' in e or 'srcdoc' in e], page.thrown
+    sizes = page.evaluate("() => [...document.images].map(x => x.complete ? x.naturalWidth : 0)")
+    assert len(sizes) == 5 and min(sizes) > 200, sizes

@@ -7,23 +7,22 @@ __all__ = ['shipped_trace', 'shipped_ablations', 'map_pack', 'LatentMap', 'stops
            'HaltingLab', 'ablations_pack', 'condition_fields', 'AblationBench']
 
 # %% ../../nbs/04_explore/09_labs.ipynb #c002
-import base64, gzip
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-import anywidget
 import numpy as np
-from traitlets import Bool, Bytes, Dict, Float, Int, List, Unicode
+from traitlets import Bool, Float, Int, List, Unicode
 from ..data.basics import UserError, check_settings
 from ..data.resources import experiments_path
 from ..evaluate.figures import Picture
 from .ablate import Ablations, Condition, condition_frames, standard_conditions
 from .analyse import need, orbit, whole
 from .bench import Worker, list_puzzles
-from .player import Page, pack, static_file
+from .player import pack
 from .plots import draw_accuracy, draw_calibration, draw_halting_steps
 from .solver import Solver
 from .trace import Trace
+from .widgets import Packed
 from ..models.pretrained import SHIPPED
 
 # %% ../../nbs/04_explore/09_labs.ipynb #c005
@@ -40,15 +39,9 @@ def shipped_ablations(
     return Ablations.load(experiments_path(f'traces/{name}-ablations.npz'))
 
 # %% ../../nbs/04_explore/09_labs.ipynb #c009
-class _Lab(anywidget.AnyWidget):
+class _Lab(Packed):
     "A widget of many puzzles."
-    _esm, _css = static_file('explorer.js'), static_file('explorer.css')
     live = Bool(True).tag(sync=True)
-    pack, status = Bytes(b'').tag(sync=True), Dict().tag(sync=True)
-
-    def _deliver(self, data):
-        "Give the browser a pack."
-        self.packed, self.pack = data, gzip.compress(data, 3, mtime=0)
 
     def _say(self, text='', level='quiet', busy=False, done=0.): self.status = dict(text=text, level=level, busy=busy, done=round(done, 3))
 
@@ -59,28 +52,6 @@ class _Lab(anywidget.AnyWidget):
             self._say()
         except UserError as e: self._say(str(e), 'error')
         except Exception as e: self._say(f'{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ""}', 'error')
-
-    def static(self)->Page:
-        "What is shown, as something that works without a kernel."
-        if not self.pack: raise UserError('nothing is computed yet')
-        return Page(self.kind, self.packed, self.label)
-
-    def to_html(self,
-        path:str|Path, # an .html file
-        title:str='', # above it
-    )->Path:
-        "Write one page that works offline."
-        return self.static().to_html(path, title)
-
-    def plot(self)->Picture:
-        "A still picture of what is shown."
-        if not self.pack: raise UserError('nothing is computed yet')
-        return self._picture()
-
-    def _repr_mimebundle_(self, **kwargs):
-        data, metadata = super()._repr_mimebundle_(**kwargs)
-        if self.pack: data['image/png'] = base64.b64encode(self.plot().png()).decode()
-        return data, metadata
 
 class _Working(_Lab):
     "A widget that computes in a thread: cancellable, with progress."

@@ -1144,14 +1144,14 @@ export class Monitor {
     this.spanText = h('span', { class: 'trm-where' });
     this.log = h('input', { type: 'checkbox', onchange: () => this.relayout() });
     this.extra = h('select', { title: 'another metric', onchange: () => this.relayout() });
-    this.title = h('strong', {}); this.state = h('span', { class: 'trm-soft' });
+    this.title = h('strong', {}); this.said = h('span', { class: 'trm-soft' });
     this.stopButton = button('Stop watching', 'stop reading the file', () => this.model.send({ type: 'stop' }));
     this.panels = [...CHARTS.map(([title, keys, scale]) => this.chart(title, keys, scale)), this.chart('', null, 1, [this.extra])];
-    root.replaceChildren(h('div', { class: 'trm-bar' }, this.title, this.state, h('span', { class: 'trm-space' }), this.stopButton, iconButton('theme', 'light or dark', () => this.theme.turn())),
+    root.replaceChildren(h('div', { class: 'trm-bar' }, this.title, this.said, h('span', { class: 'trm-space' }), this.stopButton, iconButton('theme', 'light or dark', () => this.theme.turn())),
       h('div', { class: 'trm-bar trm-transport' }, labelled('smoothing', this.span), this.spanText, labelled('log loss', this.log)), h('div', { class: 'trm-panels' }, ...this.panels.map(p => p.el)));
     this.theme = new Theme(root, () => this.relayout());
     const on = (name, f) => { model.on(name, f); (this.offs ||= []).push(() => model.off(name, f)); };
-    on('change:rows', () => this.load()); on('change:status', () => this.say());
+    on('change:pack', () => this.load()); on('change:status', () => this.say());
     this.resized = new ResizeObserver(() => { const w = root.clientWidth; if (w && w !== this.seenWidth) { this.seenWidth = w; this.relayout(); } });
     this.resized.observe(root);
     this.say(); this.load();
@@ -1165,15 +1165,17 @@ export class Monitor {
   }
 
   async load() {
-    const data = this.model.get('rows');
+    const data = this.model.get('pack');
     if (!data?.byteLength) return;
-    this.data = readRows(unpack(await inflate(data)));
+    const found = unpack(await inflate(data));
+    this.data = readRows(found); this.about = found.about;
+    this.say();
     const shown = CHARTS.flatMap(c => c[1]), keys = [...new Set([...Object.keys(this.data.train), ...Object.keys(this.data.eval)])].filter(k => !shown.includes(k));
     options(this.extra, keys.map(k => [k, k]), keys.includes(this.extra.value) ? this.extra.value : keys.includes('lr') ? 'lr' : keys[0]);
     this.relayout();
   }
 
-  say() { const s = this.model.get('status') || {}; this.title.textContent = s.name || ''; this.state.textContent = s.text || ''; this.state.className = s.level === 'error' ? 'trm-bad' : 'trm-soft'; this.stopButton.hidden = !s.watching; }
+  say() { const said = this.model.get('status'), s = said?.name ? said : this.about || {}; this.title.textContent = s.name || ''; this.said.textContent = s.text || ''; this.said.className = s.level === 'error' ? 'trm-bad' : 'trm-soft'; this.stopButton.hidden = !s.watching; }
 
   base(panel, keys, scale, loss, ctx, width, height, theme) {
     const curves = [], names = [], log = loss && this.log.checked, dots = [];
@@ -1213,7 +1215,14 @@ export class Monitor {
     for (const p of this.panels) p.rebuild(this.theme.colours);
     this.paint();
   }
-  paint() { for (const p of this.panels) p.frame(this.theme.colours); }
+  paint() { for (const p of this.panels) p.frame(this.theme.colours); this.noted?.(); }
+  state() { return { smooth: this.span.value, log: this.log.checked ? '1' : '', metric: this.extra.value }; }
+  restore(s) {
+    if (s.smooth >= 0 && s.smooth <= 100) this.span.value = s.smooth;
+    this.log.checked = s.log === '1';
+    if ([...this.extra.options].some(o => o.value === s.metric)) this.extra.value = s.metric;
+    this.relayout();
+  }
   close() { this.theme.close(); this.resized.disconnect(); this.offs.forEach(f => f()); }
 }
 
@@ -1391,7 +1400,8 @@ export class LatentMap extends Lab {
     d.halt = stopsAt(Float32Array.from(d.arrays.halts), d.steps, .5);
     for (let i = 0; i < d.n; i++) if (!d.arrays.halts.subarray(i * d.steps, (i + 1) * d.steps).some(Boolean)) d.halt[i] = d.steps + 1;
     options(this.latent, d.written.map(n => [n, n]), d.written.includes(this.latent.value) ? this.latent.value : d.readout);
-    options(this.hue, HUES.filter(([k]) => (d.right || !['end', 'now', 'wrong'].includes(k)) && (d.arrays.rating || k !== 'rating')), this.hue.value || (d.right ? 'end' : 'q'));
+    const hues = HUES.filter(([k]) => (d.right || !['end', 'now', 'wrong'].includes(k)) && (d.arrays.rating || k !== 'rating'));
+    options(this.hue, hues, hues.some(([k]) => k === this.hue.value) ? this.hue.value : d.right ? 'end' : 'q');
     this.chosen = new Set((this.model.get('selected') || []).filter(i => i < d.n));
     this.order = null;
   }
