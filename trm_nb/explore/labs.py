@@ -15,7 +15,7 @@ from traitlets import Bool, Float, Int, List, Unicode
 from ..data.basics import UserError, check_settings
 from ..data.resources import experiments_path
 from ..evaluate.figures import Picture
-from .ablate import Ablations, Condition, condition_frames, standard_conditions
+from .ablate import Ablations, Condition, changeable, condition_frames, standard_conditions
 from .analyse import need, orbit, whole
 from .bench import Worker, list_puzzles
 from .player import pack
@@ -212,20 +212,18 @@ def ablations_pack(
     return pack(about, {k: v if k == 'wrong' else v.astype(np.uint8) for k, v in arrays.items()})
 
 def condition_fields(
-    latents:list[str], # names
-    own:dict, # the model's own settings
-    blind:bool=True, # is there a row of a puzzle identifier?
-    identifiers:int=1, # rows of the puzzle table
+    model:dict, # what may be changed, from `changeable`
 )->list[dict]: # name, label, help; options or min, max, step, value
     "What a form for a `Condition` shows."
+    latents, identifiers = model['latents'], model['identifiers']
     number = lambda name, label, help, **more: dict(name=name, label=label, help=help, **more)
     found = [number('hold', 'hold', 'a latent that is not updated', options=['', *latents]), number('after', 'after step', 'ACT steps before it is held', max=512, value=0),
              number('fresh', 'fresh each step', 'a latent that is set back to its start before every step', options=['', *latents]), number('start', 'start', 'latents to start from', options=['own', 'zero']),
              number('noise', 'noise', 'standard deviation of what is added to the start', max=10, step=.1, value=0), number('seed', 'seed', 'of the noise', max=2**31, value=0)]
-    found += [number(k, k.replace('_', ' '), 'in an ACT step', min=int(k == 'H_cycles'), max=64, value=own[k]) for k in ('H_cycles', 'L_cycles') if k in own]
-    found += [number('steps', 'steps', 'ACT steps', min=1, max=512, value=own.get('halt_max_steps', ''))]
+    found += [number(k, k.replace('_', ' '), 'in an ACT step', min=int(k == 'H_cycles'), max=64, value=model[k]) for k in ('H_cycles', 'L_cycles') if k in model]
+    found += [number('steps', 'steps', 'ACT steps', min=1, max=512, value=model['halt_max_steps'])]
     if identifiers > 1: found.append(number('identifier', 'identifier', 'row of the puzzle table', max=identifiers - 1, value=0))
-    return found + ([dict(name='blind', label='no identifier', help='take its row away', type='checkbox')] if blind else [])
+    return found + ([dict(name='blind', label='no identifier', help='take its row away', type='checkbox')] if identifiers else [])
 
 class AblationBench(_Working):
     "What breaks when something is taken away?"
@@ -233,7 +231,7 @@ class AblationBench(_Working):
     fields = List().tag(sync=True)
 
     def __init__(self,
-        solver=None, # a Solver, a run folder, checkpoint or name; None: what ships, and the shipped model for further runs
+        solver=None, # a Solver, a run folder, checkpoint or name; or ablations, whose model is read for further runs; None: those that ship
         puzzles=None, # several with solutions, or a data set, as `list_puzzles` takes them
         solutions=None, # likewise
         conditions:list[Condition]|None=None, # None: `standard_conditions`
@@ -244,23 +242,21 @@ class AblationBench(_Working):
         super().__init__()
         self.worker, self.steps, self.batch_size, self.ablations = Worker(), steps, batch_size, None
         self.on_msg(self._receive)
-        if solver is None: return self._ship()
+        if solver is None or isinstance(solver, Ablations): return self._show(shipped_ablations() if solver is None else solver)
         self.solver, self.tokens, self.known = _given(solver, puzzles, solutions, most)
-        self._offer()
+        self.fields = condition_fields(self._model())
         self._start(standard_conditions(self.solver.act) if conditions is None else conditions)
 
-    def _ship(self):
-        "Show what ships; the model is read when it is needed."
-        found = shipped_ablations()
+    def _show(self, found):
+        "Show what was found before; the model is read when it is needed."
         self.solver, self.tokens, self.known, self.steps = None, found.inputs, found.solution, self.steps or found[0].wrong.shape[1]
         self._take(found)
-        self.fields = condition_fields(['z_H', 'z_L'], dict(H_cycles=3, L_cycles=6, halt_max_steps=self.steps), 'no identifier' in found.names)
+        self.fields = condition_fields(self._model())
 
-    def _offer(self):
-        "Tell the browser what may be taken away."
-        s, shape = self.solver.act.settings, self.solver.act.shape
-        own = {k: getattr(s, k) for k in ('H_cycles', 'L_cycles') if hasattr(s, k)} | dict(halt_max_steps=self.steps or s.halt_max_steps)
-        self.fields = condition_fields(list(self.solver.act.inner.latent_names), own, bool(s.puzzle_emb_ndim), shape.num_puzzle_identifiers if s.puzzle_emb_ndim else 1)
+    def _model(self):
+        "What may be taken away."
+        found = self.ablations.changeable if self.solver is None else changeable(self.solver.act)
+        return found | (dict(halt_max_steps=self.steps) if self.steps else {})
 
     def run(self,
         condition:Condition, # what to take away
@@ -282,7 +278,9 @@ class AblationBench(_Working):
         "Run conditions; each is shown as soon as it is done."
         if self.solver is None:
             self._say('loading the model', 'info', busy=True)
-            self.solver = Solver.from_pretrained(SHIPPED)
+            if not self.ablations.source: raise UserError('these ablations do not say where their model is')
+            self.solver = Solver.from_pretrained(self.ablations.source)
+            self.fields = condition_fields(self._model())
         for i, c in enumerate(conditions):
             for done, result in condition_frames(self.solver, self.tokens, self.known, c, self.steps, self.batch_size):
                 self._say(c.label, 'info', busy=True, done=(i + done) / len(conditions))
@@ -292,6 +290,6 @@ class AblationBench(_Working):
     def _add(self, result):
         "One more result, in place of one of the same name."
         before = [r for r in self.ablations.results if r.condition.label != result.condition.label] if self.ablations else []
-        self._take(Ablations(self.solver.look, self.tokens, self.known, before + [result], self.solver.puzzle.name, str(self.solver.source or '')))
+        self._take(Ablations(self.solver.look, self.tokens, self.known, before + [result], self.solver.puzzle.name, self.ablations.source if self.ablations else str(self.solver.source or ''), changeable(self.solver.act)))
 
     def _picture(self): return self.ablations.plot()
