@@ -103,9 +103,10 @@ def test_trace_by_value(solver):
 
 
 def test_trace_survives_saving(real, tmp_path):
-    trace = real.trace(puzzles(2)[1] - 1, TEXT)
+    trace = real.trace(puzzles(2)[1] - 1, TEXT, probabilities=[1, 4])
     trace.save(tmp_path/'a.npz')
     again = Trace.load(tmp_path/'a.npz')
+    assert again.probabilities_at.tolist() == [*range(6), *range(18, 24)] and again.probabilities.shape == (12, 16, 6)
     missing = {'rating', 'states', 'mixing'}
     for name in AXES:
         assert (getattr(trace, name) is None) == (getattr(again, name) is None) == (name in missing)
@@ -260,7 +261,9 @@ def test_inner_numbers_by_hand(real, latents):
     assert trace.updates == len(found) == 4 * 6
     moved = {}
     for i, (name, z) in enumerate(found):
-        p = real.act.inner.heads(z)[0].detach().softmax(-1)
+        logits, q_halt, q_continue = (x.detach() for x in real.act.inner.heads(z))
+        p = logits.softmax(-1)
+        np.testing.assert_allclose(trace.inner_q_halt[:, i], q_halt, atol=1e-5), np.testing.assert_allclose(trace.inner_q_continue[:, i], q_continue, atol=1e-5)
         assert (trace.inner_answers[:, i] == p.argmax(-1).numpy()).all() and trace.latents[trace.index[i, 3]] == name
         np.testing.assert_allclose(trace.decode('inner_confidence')[:, i], p.amax(-1), atol=.5 / 255 + 1e-5)
         np.testing.assert_allclose(trace.decode('inner_entropy')[:, i], -(p * p.log2()).sum(-1), atol=.5 / 255 * np.log2(6) + 1e-5)
@@ -277,6 +280,28 @@ def test_inner_numbers_by_hand(real, latents):
     cells = trace.states.reshape(-1, 32).astype(np.float64)
     values = np.linalg.eigvalsh(np.cov(cells.T, bias=True))[::-1]
     np.testing.assert_allclose(trace.cell_basis.explained, values[:3] / values.sum(), rtol=1e-3)
+
+
+@pytest.mark.parametrize('name', ['trm', 'hrm'])
+def test_probabilities_and_q_continue_are_those_of_an_untraced_solve(name, latents, monkeypatch):
+    solver, tokens = small(name), puzzles(5)
+    usual, trace = solver.trace(list(tokens - 1)), solver.trace(list(tokens - 1), [TEXT] * 5, probabilities=[1, 3], batch_size=2)
+    assert usual.probabilities is None and usual.nbytes < trace.nbytes                                  # small by default
+    steps = [out for _, out in ponder(solver.act, one_batch(tokens, 'cpu'))]
+    np.testing.assert_allclose(trace.q_continue, torch.stack([o.q_continue for o in steps], 1), atol=1e-5)
+    np.testing.assert_allclose(trace.inner_q_continue[:, trace.ends], trace.q_continue, atol=1e-6)
+    assert (trace.q_continue != trace.q_halt).all()
+    per, found = len(trace.schedule), latents(solver, tokens)[0]
+    assert trace.probabilities_at.tolist() == [*range(per), *range(2 * per, 3 * per)]
+    for k, u in enumerate(trace.probabilities_at):                                                      # read from whatever latent was updated
+        np.testing.assert_allclose(trace.probabilities[:, k].astype(np.float32), solver.act.inner.heads(found[u][1])[0].detach().softmax(-1), atol=6e-4)
+    end, answers = trace.probabilities[:, -1].astype(np.float32), solver.solve_many(list(tokens - 1), early_exit=False, progress=False)
+    assert (end.argmax(-1) == [a.tokens for a in answers]).all()
+    np.testing.assert_allclose(end.max(-1), [a.confidence for a in answers], atol=6e-4)
+    monkeypatch.setattr(recording_module, 'HOLD', 0)
+    streamed = solver.trace(list(tokens - 1), probabilities=[1, 3], batch_size=2, cells=False)
+    np.testing.assert_allclose(streamed.probabilities.astype(np.float32), trace.probabilities.astype(np.float32), atol=1e-3)
+    assert streamed.inner_answers is None and (streamed[3].probabilities == streamed.probabilities[3]).all()
 
 
 def test_batches_streams_and_lent_components_agree(real, monkeypatch):
@@ -315,6 +340,21 @@ def test_frames_and_cancelling(real):
     steps = real.trace_steps(grid, mixing=True)
     next(steps), steps.close()
     assert not any(m._forward_pre_hooks for m in real.act.modules())                     # left early, nothing stays behind
+
+
+def test_the_first_frame_comes_before_the_rest_is_computed(monkeypatch):
+    """Of a 9x9 puzzle: after as many updates as one ACT step has, with the answer that solving one step gives."""
+    act = build_model(dict(name='trm', hidden_size=16, num_heads=2, H_cycles=2, L_cycles=2, L_layers=1, puzzle_emb_ndim=0, puzzle_emb_len=1), PuzzleShape(11, 81), seed=1)
+    solver, done, update = Solver(act, PUZZLES['sudoku']), [], act.inner.update
+    monkeypatch.setattr(act.inner, 'update', lambda *a: done.append(0) or update(*a), raising=False)
+    frames, per = solver.trace_steps('.' * 80 + '7', '1' * 81), len(act.inner.schedule())
+    first = next(frames)
+    early = first.trace()
+    assert (len(done), first.step, first.steps, first.done) == (per, 1, 16, 1 / 16)
+    assert early.steps == 1 and early.inner_answers.shape == (per, 81) and early.path.shape == (per, 3)
+    whole = list(frames)[-1].trace()
+    assert len(done) == 16 * per and whole.steps == 16 and (whole.answers[:1] == early.answers).all() and (whole.inner_answers[:per] == early.inner_answers).all()
+    assert (solver.solve('.' * 80 + '7', steps=1).tokens == early.answers[0]).all()
 
 
 def test_who_reads_whom(real):

@@ -18,7 +18,7 @@ from trm_nb.explore.trace import Trace
 from trm_nb.models.pretrained import SHIPPED
 
 HERE, KIND = Path(__file__).parent, SIZES[9]
-UNUSED = ('entropy', 'q_continue')  # arrays that are not kept
+UNUSED = ('entropy', 'q_continue', 'inner_q_continue')  # arrays that are not kept
 KEPT_BITS = 9                       # of a float's 23: the file is a third as large
 PUBLISHED = ('1....7.9..3..2...8..96..5....53..9...1..8...26....4...3......1..4......7..7...3..', # Arto Inkala, 2006
              '8..........36......7..9.2...5...7.......457.....1...3...1....68..85...1..9....4..', # Arto Inkala, 2012

@@ -149,10 +149,11 @@ class Recorder:
         moments:tuple[Moments, Moments]|None=None, # of the mean and of a cell, to add to
         cells:bool=True, # keep what is said about single cells at each update?
         states:tuple[int, ...]=(), # ACT steps whose latents are kept
+        probabilities:tuple[int, ...]=(), # ACT steps at whose updates the probabilities of all tokens are kept
         maps:object=None, # hooks that note who reads whom
         mixing:tuple[int, ...]=(), # ACT steps at which they do
     ):
-        self.act, self.solution, self.bases, self.moments, self.cells, self.states, self.maps, self.mixing = act, solution, bases, moments, cells, states, maps, mixing
+        self.act, self.solution, self.bases, self.moments, self.cells, self.states, self.probabilities, self.maps, self.mixing = act, solution, bases, moments, cells, states, probabilities, maps, mixing
         self.z, self.moved, self.rows, self.steps, self.tables = act.inner.start(batch), {}, [], [], []
         self.done, self.n, self.cut = [], 0, slice(-act.shape.seq_len, None)
         self.before = self.z
@@ -164,9 +165,10 @@ class Recorder:
 
     def _inner(self, new, moved):
         "What is said about cells at an update."
-        logits, q_halt, _ = self.act.inner.heads(new)
+        logits, q_halt, q_continue = self.act.inner.heads(new)
         read = read_out(logits, self.solution)
-        row = dict(inner_q_halt=q_halt.float()) | ({'inner_loss': read['loss']} if 'loss' in read else {})
+        row = dict(inner_q_halt=q_halt.float(), inner_q_continue=q_continue.float()) | ({'inner_loss': read['loss']} if 'loss' in read else {})
+        if len(self.steps) + 1 in self.probabilities: row['probabilities'] = logits.float().softmax(-1).half()
         if not self.cells: return row
         full = np.log2(max(logits.shape[-1], 2))
         return row | dict(inner_answers=read['answers'], inner_confidence=(read['confidence'] * 255).round().to(torch.uint8),
@@ -218,7 +220,9 @@ class Recorder:
     def _asked(self, updates):
         "Which updates the latents belong to that were asked for, and the maps."
         tables, found = [t for t in self.tables if t[0] < updates], {}
-        if self.states: found['states_at'] = np.array([i for i in range(updates) if i // len(self.act.inner.schedule()) + 1 in self.states], np.int32)
+        at = lambda steps: np.array([i for i in range(updates) if i // len(self.act.inner.schedule()) + 1 in steps], np.int32)
+        if self.states: found['states_at'] = at(self.states)
+        if self.probabilities: found['probabilities_at'] = at(self.probabilities)
         if tables: found |= dict(mixing=np.stack([t[2].numpy() for t in tables], 1), mixing_at=np.array([t[:2] for t in tables], np.int32))
         return found
 
@@ -309,7 +313,7 @@ def _pilot(job):
     n = len(job.tokens)
     some = np.unique(np.linspace(0, n - 1, PILOTS).astype(int))
     for rows in _batches(len(some), job.batch_size):
-        for step, _ in job.run(some[rows], cells=False, states=(), maps=None):
+        for step, _ in job.run(some[rows], cells=False, states=(), probabilities=(), maps=None):
             yield Frame(step, job.steps, 0, 0, n, (rows[0] + step * len(rows) / job.steps) / (len(some) + n), lambda: None)
     job.bases = job.found()
     return len(some)
@@ -340,11 +344,11 @@ def _about(act, look, puzzle, source):
     schedule = tuple((u.latent, u.h, u.l) for u in act.inner.schedule())
     return dict(look=look, schedule=schedule, latents=tuple(act.inner.latent_names), readout=act.inner.readout, puzzle=puzzle, source=source, vocab_size=act.shape.vocab_size)
 
-def _new_job(act, tokens, look, solution=None, steps=None, identifier=0, like=None, cells=True, states=None, mixing=None, blocks=None, batch_size=8, components=3, puzzle='', source='', ratings=None):
+def _new_job(act, tokens, look, solution=None, steps=None, identifier=0, like=None, cells=True, states=None, probabilities=None, mixing=None, blocks=None, batch_size=8, components=3, puzzle='', source='', ratings=None):
     "A job, its settings checked."
     steps = steps or act.settings.halt_max_steps
     mixing = _asked('mixing', steps, mixing)
-    recorder = dict(cells=cells, states=_asked('states', steps, states), mixing=mixing, maps=_Maps(act.inner, blocks) if mixing else None)
+    recorder = dict(cells=cells, states=_asked('states', steps, states), probabilities=_asked('probabilities', steps, probabilities), mixing=mixing, maps=_Maps(act.inner, blocks) if mixing else None)
     job = _Job(act, tokens, solution, ratings, _about(act, look, puzzle, source), steps, identifier, recorder, batch_size, components)
     if like is not None: job.bases = _lent(like)
     return job
@@ -366,6 +370,7 @@ def recording(
     like:Trace|None=None, # a trace whose components are used
     cells:bool=True, # keep what is said about single cells at each update?
     states:list[int]|bool|None=None, # ACT steps whose latents are kept (33 MB a 9x9 puzzle of 512 features, all steps)
+    probabilities:list[int]|bool|None=None, # ACT steps at whose updates the probabilities of all tokens are kept (0.6 MB a 9x9 puzzle, all steps)
     mixing:list[int]|bool|None=None, # ACT steps at which it is kept who reads whom
     blocks:list[int]|None=None, # blocks at which it is; None: all
     batch_size:int=8, # puzzles at once
@@ -375,7 +380,7 @@ def recording(
     ratings:np.ndarray|None=None, # (n,) difficulty
 )->Iterator[Frame]:
     "Watch a model work; a frame after every ACT step. To cancel, stop iterating."
-    return _watched(_new_job(act, tokens, look, solution, steps, identifier, like, cells, states, mixing, blocks, batch_size, components, puzzle, source, ratings))
+    return _watched(_new_job(act, tokens, look, solution, steps, identifier, like, cells, states, probabilities, mixing, blocks, batch_size, components, puzzle, source, ratings))
 
 def record(
     act:ACT, # a model, in evaluation mode

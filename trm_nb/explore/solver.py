@@ -213,7 +213,7 @@ class Solver:
         identifier:int=0, # row of the puzzle table
         progress:bool=False, # show a bar?
         on_frame:Callable[[Frame], bool|None]|None=None, # called after every ACT step; False stops
-        **options, # of `recording`: like, cells, states, mixing, blocks, batch_size, components, ratings
+        **options, # of `recording`: like, cells, states, probabilities, mixing, blocks, batch_size, components, ratings
     )->Trace:
         "Solve, and keep what happened at every step and every update."
         return record(self.act, self.tokens(puzzle), self.look, self.tokens(solution), steps, identifier, progress, on_frame, puzzle=self.puzzle.name, source=self.source, **options)

@@ -23,9 +23,9 @@ AXES = dict(
     answers=('step', 'cell'), confidence=('step', 'cell'), entropy=('step', 'cell'),
     q_halt=('step',), q_continue=('step',), halts=('step',), loss=('step',), latent_change=('step', 'latent'),
     inner_answers=('update', 'cell'), inner_confidence=('update', 'cell'), inner_entropy=('update', 'cell'), inner_change=('update', 'cell'),
-    inner_q_halt=('update',), inner_loss=('update',), move=('update',), turn=('update',),
+    inner_q_halt=('update',), inner_q_continue=('update',), inner_loss=('update',), move=('update',), turn=('update',),
     path=('update', 'component'), cell_path=('update', 'cell', 'component'),
-    states=('kept', 'cell', 'feature'), mixing=('map', 'head', 'cell', 'cell'))  # names of the axes of a trace's arrays, for one puzzle
+    states=('kept', 'cell', 'feature'), probabilities=('kept', 'cell', 'token'), mixing=('map', 'head', 'cell', 'cell'))  # names of the axes of a trace's arrays, for one puzzle
 
 CHANGES = np.concatenate([[0], 10 ** (-6 + 7 * np.arange(255) / 254)]).astype(np.float32)  # what a byte of `inner_change` stands for
 
@@ -72,14 +72,17 @@ class Trace:
     inner_entropy:np.ndarray|None=None # u8: share of the largest entropy, of 255
     inner_change:np.ndarray|None=None # u8: movement of a cell's latent, by `CHANGES`
     inner_q_halt:np.ndarray|None=None # float32: q_halt read from the latent just updated
+    inner_q_continue:np.ndarray|None=None # float32: q_continue, likewise
     inner_loss:np.ndarray|None=None # float32: loss read from the latent just updated
     move:np.ndarray|None=None # float32: root mean square of the latent's movement
     turn:np.ndarray|None=None # float32: cosine with the same latent's movement before; nan at its first
     path:np.ndarray|None=None # float32: mean latent of all cells on `path_basis`
     cell_path:np.ndarray|None=None # int16: each cell's latent on `cell_basis`
     states:np.ndarray|None=None # float16: the latents themselves, where asked for
+    probabilities:np.ndarray|None=None # float16: of every token, read from the latent just updated, where asked for
     mixing:np.ndarray|None=None # float16: how much a cell (first) reads of another (second), where asked for
     states_at:np.ndarray|None=None # int32 (kept,): updates of `states`
+    probabilities_at:np.ndarray|None=None # int32 (kept,): updates of `probabilities`
     mixing_at:np.ndarray|None=None # int32 (map, 2): update and block of `mixing`
     path_basis:Basis|None=None # components of `path`
     cell_basis:Basis|None=None # components of `cell_path`
@@ -310,7 +313,7 @@ Trace.draw, Trace.plot = draw_trace, plot_trace
 
 # %% ../../nbs/04_explore/02_trace.ipynb #c021
 _BASES = ('path_basis', 'cell_basis')
-_EXTRA = ('states_at', 'mixing_at')
+_EXTRA = ('states_at', 'probabilities_at', 'mixing_at')
 
 def _arrays(trace):
     "All arrays of a trace by name, those of its components too."
