@@ -1,7 +1,7 @@
 """The checks of `make` find what they are for."""
 from pathlib import Path
 import pytest
-from tooling.docs_check import Page, dead, undocumented, unshown
+from tooling.docs_check import Page, dead, uncommented, undocumented, unshown
 from make_pages import call_text, entry, own, row, said_above, said_of_fields, type_text
 from make_sidebar import EXPLAINED, bare, rooms, section, sidebar
 from tooling.make_readme import as_text, from_root, shown, without_directives
@@ -24,6 +24,13 @@ def test_undocumented(tmp_path):
     (tmp_path/'part.py').write_text('def _private(): pass\ndef told():\n    "What it does."\n    def inner(): pass\n'
                                     'class Bare:\n    def method(self): pass\n')
     assert [line.split(': ')[1] for line in undocumented(tmp_path)] == ['Bare has no docstring', 'method has no docstring']
+
+def test_uncommented(tmp_path):
+    (tmp_path/'part.py').write_text('BESIDE = 1 # told\n# told\nABOVE = 2\n_OWN = 3\nMANY = dict( # told\n    a=1)\nOption = Annotated[str, typer.Option(help="Told.")]\n'
+                                    '# %% ../nbs/x.ipynb #c1\nMARK: int = 4\nONE, TWO = 1, 2\nTEXT = """\n# not told\n"""\nLONG = dict(\n    a=1, # of a alone\n    b=2)\nx = 1 # told\nNEXT = 5\n')
+    assert [line.split(': ')[1] for line in uncommented(tmp_path)] == [f'{name} has no comment' for name in ('MARK', 'ONE, TWO', 'TEXT', 'LONG', 'NEXT')]
+
+def test_every_constant_is_explained(root): assert not uncommented(root/'trm_nb')
 
 def test_unshown(tmp_path):
     (tmp_path/'part.py').write_text('# File to edit: ../nbs/01_data/00_basics.ipynb.\ndef registry():\n    "Shown."\ndef forgotten():\n    "Not shown."\n')

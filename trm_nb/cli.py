@@ -46,7 +46,7 @@ COMMANDS = { # 'name' or 'group name': (module:function, line of the overview)
     'env': ('trm_nb.data.env:env_command', 'List the environment variables that are honoured, and which are set.'),
     'new': ('trm_nb.tools.new:new_command', 'Write a notebook for a puzzle, model or callback of your own.'),
 }
-GROUPS = {'data': 'Build and check datasets.', 'publish': 'Put datasets, models and web pages on the Hub.'}
+GROUPS = {'data': 'Build and check datasets.', 'publish': 'Put datasets, models and web pages on the Hub.'} # name of a group of commands: line of the overview
 
 # %% ../nbs/92_cli.ipynb #c007
 def help_text(

@@ -60,7 +60,7 @@ class Config(Settings):
 # %% ../nbs/90_config.ipynb #c007
 _PAPER_SUDOKU = dict(data=dict(path='data/sudoku-extreme'), learn=dict(eval_every=5000))
 
-RECIPES = Registry('preset')
+RECIPES = Registry('preset') # name: settings of a whole run, as a YAML file would hold them; trm train NAME
 RECIPES['demo'] = dict(data=dict(path='data/demo'),
     learn=dict(steps=800, batch_size=64, lr=3e-3, weight_decay=0.1, warmup_steps=30, lr_min_ratio=0.1, ema=0.98, log_every=20, eval_every=400))
 RECIPES['sudoku-extreme-mixer'] = _PAPER_SUDOKU

@@ -140,7 +140,8 @@ def read_source(
     return {d.name: folder_tasks(d) for d in below}
 
 # %% ../../nbs/01_data/07_arc.ipynb #c014
-SEPARATOR, RETRIES = '|||', 5
+SEPARATOR = '|||' # between the parts of a copy's name, as the official builder writes it
+RETRIES = 5 # how often copies are drawn until enough are distinct
 INVERSE = np.array([0, 3, 2, 1, 4, 5, 6, 7], np.uint8)  # transform that undoes each transform
 
 def turn(
@@ -412,6 +413,7 @@ def _write_arrays(folder, plans, split, on_the_fly, seed, bar):
             bar.update()
 
 # %% ../../nbs/01_data/07_arc.ipynb #c039
+# what is told where tasks of both versions would be mixed
 BOTH_VERSIONS = 'train on one version only: 376 of the 400 evaluation tasks of ARC-AGI-1 are training tasks of ARC-AGI-2, and 6 of the 120 of ARC-AGI-2 are tasks of ARC-AGI-1'
 
 def leaked_pairs(

@@ -45,7 +45,7 @@ def multiplies_bfloat16()->bool:
     has = lambda name: getattr(torch.cpu, name, lambda: False)()
     return has('_is_amx_tile_supported') or has('_is_avx512_bf16_supported')
 
-DTYPES = ('auto', 'float32', 'bfloat16')
+DTYPES = ('auto', 'float32', 'bfloat16') # what `forward_dtype` may be; auto: bfloat16 where the device multiplies it
 
 def pick_dtype(
     name:str, # auto, float32 or bfloat16

@@ -38,7 +38,7 @@ class Variable:
         "Its name, then its aliases."
         return self.name, *self.aliases
 
-VARIABLES: dict[str, Variable] = Registry('environment variable')
+VARIABLES: dict[str, Variable] = Registry('environment variable') # every variable that is honoured, by name; trm env lists them
 
 def listed(
     name:str, # of the variable

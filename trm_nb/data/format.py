@@ -148,7 +148,7 @@ class _Puzzles(Registry):
         if not made: raise UserError(f"unknown {self.kind} '{name}': {suggest(str(name), {*self, *_HOMES, *_KNOWN.values()})}")
         return self.setdefault(name, made)
 
-PUZZLES = _Puzzles('puzzle')
+PUZZLES = _Puzzles('puzzle') # kinds of puzzles by the name that a dataset's metadata give; a home is imported when its kind is asked for
 
 # %% ../../nbs/01_data/02_format.ipynb #c014
 class DatasetMetadata(BaseModel):

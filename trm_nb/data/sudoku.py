@@ -59,6 +59,7 @@ def sudoku_puzzle(
     return SudokuPuzzle(name, (n, n), n + 2, symbols='_.' + '123456789'[:n], aliases={'0': 1, '_': 1, '*': 1}, skipped=' \t\r\n|+-', offset=1, blank=1,
         symmetry=SudokuSymmetry(rows, columns), box=(rows, columns))
 
+# cells along a side: the kind of Sudoku
 SIZES = {9: sudoku_puzzle('sudoku', 3, 3), 6: sudoku_puzzle('sudoku-6x6', 2, 3), 4: sudoku_puzzle('sudoku-4x4', 2, 2)}
 PUZZLES.update({p.name: p for p in SIZES.values()})
 

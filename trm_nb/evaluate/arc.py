@@ -208,7 +208,7 @@ class ArcVotes:
         return picture
 
 # %% ../../nbs/03_evaluate/04_arc.ipynb #c016
-ARC_COLOURS = '#000000 #0074d9 #ff4136 #2ecc40 #ffdc00 #aaaaaa #f012be #ff851b #7fdbff #870c25'.split()
+ARC_COLOURS = '#000000 #0074d9 #ff4136 #2ecc40 #ffdc00 #aaaaaa #f012be #ff851b #7fdbff #870c25'.split() # of the ten colours of ARC, as its own pages paint them
 
 def draw_colours(
     grid:np.ndarray, # (h, w) colours 0 to 9

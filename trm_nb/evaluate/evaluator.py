@@ -69,7 +69,7 @@ class _Evaluators(Registry):
         if name in _HOMES: return importlib.import_module(_HOMES[name]).EVALUATORS.get(name)
         raise UserError(f"unknown {self.kind} '{name}': {suggest(str(name), {*self, *_HOMES})}")
 
-EVALUATORS = _Evaluators('evaluator')
+EVALUATORS = _Evaluators('evaluator') # classes of evaluators by the name that `evaluate.evaluators` gives
 
 @EVALUATORS.register('exact')
 class Exact(Evaluator):

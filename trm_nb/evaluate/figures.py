@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 # %% ../../nbs/03_evaluate/00_figures.ipynb #c005
-COLOURS = dict(
+COLOURS = dict( # of every picture, by what they stand for
     ink='#1f2328', # text, givens, thick lines
     soft='#6e7781', # axes, notes
     line='#c4cad1', # thin lines

@@ -18,7 +18,7 @@ from ..data.basics import Settings, UserError, atomic_file, suggest
 from .evaluator import EVALUATORS, Evaluator
 
 # %% ../../nbs/03_evaluate/05_predictions.ipynb #c005
-FILE = 'predictions.safetensors'
+FILE = 'predictions.safetensors' # in the folder of an evaluation
 
 @dataclass
 class Predictions:
@@ -69,7 +69,7 @@ def read_predictions(
 # %% ../../nbs/03_evaluate/05_predictions.ipynb #c007
 def _small(tokens, vocab_size): return tokens.to(torch.uint8 if vocab_size <= 256 else torch.int32)
 
-OUTPUTS = dict(
+OUTPUTS = dict( # what may be kept: how it is made of a batch and the model's outputs
     answers=lambda batch, out: _small(out.logits.argmax(-1), out.logits.shape[-1]),
     q_halt=lambda batch, out: out.q_halt.float(),
     logits=lambda batch, out: out.logits.float(),

@@ -30,7 +30,7 @@ class Look:
     box:tuple[int, int]|None=None # rows and columns between thick lines
     palette:tuple[str, ...]=() # a colour for each token; cells are then painted
 
-LOOKS = Registry('look')
+LOOKS = Registry('look') # how a kind of puzzle is drawn, by its name
 
 def sudoku_look(
     rows:int=3, # rows of a box

@@ -16,7 +16,7 @@ from .draw import Look
 from .trace import Trace
 
 # %% ../../nbs/04_explore/06_player.ipynb #c005
-MAGIC = b'TRM1'
+MAGIC = b'TRM1' # first bytes of a packed trace
 KINDS = ('|u1', '|b1', '|i1', '<u2', '<i2', '<i4', '<f4')  # types of arrays that the browser's half knows
 
 def _portable(name, array):

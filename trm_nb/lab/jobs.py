@@ -18,7 +18,7 @@ from ..data.basics import Settings, UserError, suggest, write_json
 from ..data.env import aligned
 
 # %% ../../nbs/08_lab/02_jobs.ipynb #c005
-State = Literal['queued', 'running', 'done', 'failed', 'stopped']
+State = Literal['queued', 'running', 'done', 'failed', 'stopped'] # what a job says of itself; `died` is what others say of one that no longer can
 
 class Job(Settings):
     "A run that is to be carried out, and how far that has come."
@@ -184,7 +184,7 @@ def runs_table(
     return aligned([('run', 'state', 'step', 'best', 'took', 'left', ''), *map(line, rows)])
 
 # %% ../../nbs/08_lab/02_jobs.ipynb #c015
-STREAMS = dict(out='stdout.log', err='stderr.log')
+STREAMS = dict(out='stdout.log', err='stderr.log') # files in the run's folder
 
 def last_words(
     folder:str|Path, # run folder

@@ -66,6 +66,7 @@ def draw_members(
     return picture
 
 # %% ../../nbs/08_lab/07_plots.ipynb #c012
+# columns that accuracy may be drawn against: their labels
 AXES = dict(parameters='parameters', train_pflop='training compute, FLOP', depth='H_cycles x L_cycles', updates='updates in an ACT step', train_seconds='training time', ms_per_step='ms a step',
             batch_size='batch size', examples='examples seen', solve_gflop='FLOP to solve a puzzle, all ACT steps') | {'dataset.train': 'training puzzles', 'dataset.num_aug': 'copies of each puzzle'}
 

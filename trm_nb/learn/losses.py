@@ -17,7 +17,7 @@ from ..evaluate.metrics import IGNORE, labelled, right_cells
 from ..models.act import Carry, Outputs
 
 # %% ../../nbs/05_learn/01_losses.ipynb #c005
-LOSSES = Registry('loss')
+LOSSES = Registry('loss') # token losses by the name that `learn.loss.name` gives: logits and labels to the loss of each cell
 
 @LOSSES.register('stablemax')
 def stablemax_cross_entropy(
@@ -52,6 +52,7 @@ class LossSettings(Settings):
     q_weight: float = Field(0.5, ge=0) # weight of the halting losses
     step_weights: list[Annotated[float, Field(ge=0)]] = [] # weight of the answer after ACT steps 1, 2, ...; the last holds for all later ones; none: 1
 
+# what a loss sums up over a batch, in this order
 METRICS = ('count', 'accuracy', 'exact_accuracy', 'q_halt_accuracy', 'steps', 'lm_loss', 'q_halt_loss', 'q_continue_loss')
 
 def _bce(q, target): return F.binary_cross_entropy_with_logits(q, target.to(q.dtype), reduction='sum')

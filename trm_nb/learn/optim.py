@@ -16,7 +16,7 @@ from ..data.basics import Registry, Settings, UserError
 from ..models.embedding import PuzzleTable
 
 # %% ../../nbs/05_learn/02_optim.ipynb #c005
-OPTIMISERS = Registry('optimiser')
+OPTIMISERS = Registry('optimiser') # by the name that `learn.optimiser` gives
 
 class _Listwise(torch.optim.Optimizer):
     "Updates the weights of a group that have a gradient in few calls for all of them."

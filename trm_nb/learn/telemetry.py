@@ -155,7 +155,7 @@ class Sink:
         done:bool, # were all steps taken?
     ): "The end; send what is still waiting."
 
-SINKS = Registry('sink')
+SINKS = Registry('sink') # where telemetry may go, by the name that `telemetry.sinks` gives
 
 # %% ../../nbs/05_learn/10_telemetry.ipynb #c009
 def _wandb_settings(wandb):

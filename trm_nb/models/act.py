@@ -83,7 +83,7 @@ class Outputs(NamedTuple):
     latents: dict # name -> (B, prefix + L, d), without gradient
     q_target: Tensor | None = None # float32 (B,): target of q_continue, where it is trained
 
-Latents = dict[str, Tensor]
+Latents = dict[str, Tensor] # name of a latent, as z_H: (B, prefix + L, d)
 
 class Recursion(nn.Module):
     "Embeds a puzzle, updates latents by a schedule, reads the answer and the halting values from `z_H`."

@@ -19,7 +19,7 @@ try:
 except ImportError: triton = tl = None # no GPU, or a torch without Triton: models.fused then leaves the plain layers alone
 
 # %% ../../nbs/02_models/051_kernels.ipynb #c006
-constexpr = tl.constexpr if triton else None
+constexpr = tl.constexpr if triton else None # marks a kernel's parameter that is known when it is compiled
 
 def _jit(f): return triton.jit(f) if triton else f
 

@@ -17,7 +17,7 @@ from .act import ACT
 from .zoo import MODELS
 
 # %% ../../nbs/02_models/10_official.ipynb #c005
-CONFIG = 'all_config.yaml'
+CONFIG = 'all_config.yaml' # what the official code writes beside its checkpoints
 
 def _complaint(file, error):
     "One line on why a pickle was not read."
@@ -124,7 +124,7 @@ def read_official(
     return dict(step=int(step[0]) if step else None, model=model, shape=shape, puzzle=ours.get('puzzle') or (kind if cells == shape['seq_len'] else None)), state
 
 # %% ../../nbs/02_models/10_official.ipynb #c018
-OFFICIAL_NAMES = dict(
+OFFICIAL_NAMES = dict( # our name of a model: file and class in the official code
     trm='recursive_reasoning.trm@TinyRecursiveReasoningModel_ACTV1', trm_singlez='recursive_reasoning.trm_singlez@TinyRecursiveReasoningModel_ACTV1',
     trm_hier6='recursive_reasoning.trm_hier6@TinyRecursiveReasoningModel_ACTV1', hrm='recursive_reasoning.hrm@HierarchicalReasoningModel_ACTV1',
     transformers_baseline='recursive_reasoning.transformers_baseline@Model_ACTV2')

@@ -28,7 +28,7 @@ from .official import export_official, read_official
 from .zoo import PRESETS, build_model, model_settings
 
 # %% ../../nbs/02_models/12_pretrained.ipynb #c005
-WEIGHTS, METADATA = 'model.safetensors', 'metadata.json'
+WEIGHTS, METADATA = 'model.safetensors', 'metadata.json' # files of a checkpoint
 
 def save_pretrained(
     act:ACT, # a model

@@ -25,7 +25,7 @@ class Architecture(BaseModel):
     settings: type[ModelSettings]
     recursion: type[Recursion]
 
-MODELS = Registry('model')
+MODELS = Registry('model') # architectures by the name that `model.name` gives
 
 def register_model(
     settings:type[ModelSettings], # settings class; its field `name` has the model's name as default
@@ -106,7 +106,7 @@ class Preset:
 
 _SUDOKU, _MAZE, _ARC = PuzzleShape(11, 81), PuzzleShape(6, 900), PuzzleShape(12, 900, 876_406)
 
-PRESETS = Registry('preset')
+PRESETS = Registry('preset') # models with all their settings, by name
 PRESETS['demo'] = Preset(dict(name='trm', mlp_t=True, hidden_size=64, num_heads=4, H_cycles=2, L_cycles=2, puzzle_emb_ndim=0, puzzle_emb_len=1, halt_max_steps=8),
                          PuzzleShape(8, 36), 'tiny token mixer that learns 6x6 Sudoku on a CPU in minutes')
 PRESETS['sudoku-extreme-mixer'] = Preset(dict(name='trm', mlp_t=True), _SUDOKU, 'TRM with token mixer on Sudoku-Extreme', '87.4% (arXiv 2510.04871)')

@@ -222,7 +222,7 @@ def bullets(
     return '\n'.join(f'- {line}' for line in lines)
 
 # %% ../../nbs/06_publish/01_cards.ipynb #c022
-CITATIONS = {
+CITATIONS = { # architecture: BibTeX of its paper
     'trm': '@article{jolicoeurmartineau2025less,\n  title={Less is More: Recursive Reasoning with Tiny Networks},\n  author={Jolicoeur-Martineau, Alexia},\n  journal={arXiv preprint arXiv:2510.04871},\n  year={2025}\n}',
     'hrm': '@article{wang2025hierarchical,\n  title={Hierarchical Reasoning Model},\n  author={Wang, Guan and Li, Jin and Sun, Yuhao and Chen, Xing and Liu, Changling and Wu, Yue and Lu, Meng and Song, Sen and Abbasi Yadkori, Yasin},\n  journal={arXiv preprint arXiv:2506.21734},\n  year={2025}\n}'}
 
@@ -255,7 +255,7 @@ def model_data(
                          model_name=repo.split('/')[-1] if results else None, eval_results=results or None).to_yaml()
 
 # %% ../../nbs/06_publish/01_cards.ipynb #c025
-INSTALL = 'pip install git+https://github.com/trm-nb/trm_nb'
+INSTALL = 'pip install git+https://github.com/trm-nb/trm_nb' # what cards tell a reader to type
 
 def front(
     data:str, # YAML

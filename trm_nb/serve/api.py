@@ -252,7 +252,7 @@ def respond(
     return dict(model=engine.name, kind=engine.solver.puzzle.name, answers=[_answer_out(r, question.asked) for r in shown], notes=_notes(question), seconds=_number(seconds)) | votes
 
 # %% ../../nbs/07_serve/02_api.ipynb #c013
-log = logging.getLogger('trm_nb.serve')
+log = logging.getLogger('trm_nb.serve') # one logger for all of the server
 
 class JsonLines(logging.Formatter):
     "A log record as one JSON object."

@@ -281,7 +281,7 @@ def trained(
     return None if step is None else step > 0
 
 # %% ../../nbs/07_serve/01_engine.ipynb #c020
-log = logging.getLogger('trm_nb.serve')
+log = logging.getLogger('trm_nb.serve') # one logger for all of the server
 
 def settle(
     future:Future, # that somebody waits for

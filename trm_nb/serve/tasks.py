@@ -30,7 +30,7 @@ SUDOKUS = { # id: (title, puzzle)
     'easter-monster': ('Easter Monster', '1.......2.9.4...5...6...7...5.9.3.......7.......85..4.7.....6...3...9.8...2.....1'),
     'newspaper': ('One of every day', '53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79'),
 }
-ARC_EXAMPLES = '007bbfb7', '00d62c1b', '25ff71a9', '3c9b0459', 'a5313dff'
+ARC_EXAMPLES = '007bbfb7', '00d62c1b', '25ff71a9', '3c9b0459', 'a5313dff' # ARC-AGI-1 training tasks that are offered to begin with
 
 @dataclass(frozen=True)
 class Example:
@@ -192,7 +192,7 @@ def make_ballot(
     return Ballot(task, names, [0] * len(names), status, f'{note}, so it sees the test input but nothing of the training pairs, and the answer is a guess' + '; trm adapt learns identifiers for a task' * table)
 
 # %% ../../nbs/07_serve/015_tasks.ipynb #c018
-RANDOM = 'the weights of this model are random: it has learned nothing, and its answers are noise'
+RANDOM = 'the weights of this model are random: it has learned nothing, and its answers are noise' # what must be said of every answer of such a model
 UNTOLD = dict( # what must be said of an answer, by `standing`
     blank='no identifier came with the puzzle: the blank row 0 of the puzzle table stands in, so the model is told nothing of the rule, and the answer is a guess; send task, task_id or identifier',
     none='the model has no puzzle table, so it is told nothing of the rule, and the answer is a guess')

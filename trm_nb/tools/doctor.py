@@ -63,7 +63,7 @@ def libraries()->list[Finding]:
             *map(library, needs.pop('', [])), *(extra(n, r) for n, r in needs.items() if n != 'dev')]
 
 # %% ../../nbs/60_tools/01_doctor.ipynb #c011
-GIB = 2**30
+GIB = 2**30 # bytes
 
 def cores()->int:
     "Processor cores that this process may use."

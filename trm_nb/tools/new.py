@@ -27,7 +27,7 @@ class Skeleton:
     room: str # folder of such notebooks in a project with rooms
     use: str # command that uses it
 
-SKELETONS = Registry('kind of notebook')
+SKELETONS = Registry('kind of notebook') # what trm new can begin, by name
 
 SKELETONS['puzzle'] = Skeleton(registry=PUZZLES, room='data', use="trm train demo 'plugins=[@plugin@]' data.path=DIR", text=r'''
 == code
