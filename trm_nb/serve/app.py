@@ -42,7 +42,7 @@ from .engine import Closed, Crashed, Engine, Full, Models, ServeSettings, TimeUp
 from .tasks import NAMELESS, examples, rows_by_name, standing, task_key, with_name
 
 # %% ../../nbs/07_serve/03_app.ipynb #c004
-log = logging.getLogger('trm_nb.serve')
+log = logging.getLogger('trm_nb.serve') # one logger for all of the server
 
 # %% ../../nbs/07_serve/03_app.ipynb #c006
 FAMILIES = dict(sudoku='Sudoku', maze='Maze', arc='ARC')  # kinds of puzzles on the page
@@ -364,6 +364,7 @@ def _on_read(self, m):
     self._again()
     return dict(ok=True)
 
+# what the page says above an answer that deserves little trust, by the reason
 BANNERS = dict(random='The weights of this model are <b>random</b>: it has learned nothing, and its answers are noise. The page works all the same; name a trained checkpoint as the model, or train one with <code>trm train</code>.',
                blank='This model has <b>no identifier</b> for this task and answers it with the blank one: expect little. The tab <i>New ARC task</i> learns identifiers from the training pairs.',
                bare='To this grid belongs <b>no task</b>: the model answers it with the blank identifier, which says nothing of a rule, and guesses. Choose or paste a task, or set an identifier that the model has learned.',
@@ -461,6 +462,7 @@ class Visitors:
         return board.fetch(seen, 0 if message else 1)
 
 # %% ../../nbs/07_serve/03_app.ipynb #c017
+# JavaScript that puts the explorer on the page and carries messages between it and the server
 STAGE = """
 (async () => {
   const find = name => element.querySelector('.page-' + name), bytes = text => Uint8Array.from(atob(text || ''), c => c.charCodeAt(0));
@@ -508,6 +510,7 @@ STAGE = """
 })();
 """
 
+# what it finds there
 STAGE_HTML = '<div class="page-banner" role="alert" hidden></div><div class="page-pairs" hidden></div><div class="page-board"></div>'
 
 # %% ../../nbs/07_serve/03_app.ipynb #c019
@@ -591,10 +594,14 @@ def lesson_html(
     return f'<p><b>{escape(head)}</b><br>{"<br>".join(map(escape, more))}</p><div class="page-pictures">{_picture(adapted.plot(), "right while learning")}{votes}</div>'
 
 # %% ../../nbs/07_serve/03_app.ipynb #c023
+# title and subtitle, unless the one who serves gives others
 ABOUT = dict(title='trm', about='A tiny recursive reasoner improves its answer step by step. Choose or draw a puzzle and look inside.')
+# top of the page
 HEAD = '<div class="page-head"><div><h1>{title}</h1><p>{about}</p></div><a href="docs">API</a><button type="button" title="light or dark" aria-label="light or dark">◐</button></div>'
+# what its button does
 TURN = "element.querySelector('button').addEventListener('click', () => document.body.classList.toggle('dark'));"
 
+# looks of the page
 CSS = """
 .gradio-container { width: 100% !important; max-width: 1320px !important; margin: 0 auto !important; padding: 14px 20px 40px !important; }
 .gradio-container .main.fillable, .gradio-container .html-container { padding: 0 !important; }
@@ -639,6 +646,7 @@ footer { display: none !important; }
 @media (max-width: 640px) { .gradio-container { padding: 10px 8px 30px !important; } .page-head p { font-size: 13px; } .page-head { gap: 8px; } }
 """
 
+# an example for users of the API; ADDRESS is put in
 CLIENT = '''import json, urllib.request
 
 def ask(**question):
