@@ -1,5 +1,5 @@
 """The explorer: packs to the byte, the module's pure functions in Node, pages without a kernel in Chromium, the widget in JupyterLab and Voila."""
-import gzip, json, shutil, statistics, subprocess, time
+import gzip, json, shutil, statistics, subprocess, threading, time
 import nbformat
 import numpy as np
 import pytest
@@ -163,6 +163,96 @@ def test_bad_input_is_one_line_and_all_goes_on(tmp_path, monkeypatch):
     join()
     assert 'left off after step' in w.status['text'] and tell(type='solve', a=dict(settings=dict(steps=2))) == ''
     assert w.plot().png().startswith(b'\x89PNG')
+
+
+# never in the way: models are read, and files written, beside the notebook
+
+def two_models(folder):
+    "Two checkpoints of one kind of puzzle, with other weights, on disk."
+    one, two = small_solver('sudoku-4x4'), small_solver('sudoku-4x4')
+    with torch.no_grad():
+        for p in two.act.parameters(): p.add_(.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    return {n: str(save_pretrained(s.act, folder/n, 'sudoku-4x4')) for n, s in (('one', one), ('two', two))}
+
+def until(condition, seconds=60):
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end
+        time.sleep(.005)
+
+def test_a_model_is_read_beside_the_notebook_and_can_be_left_off(tmp_path, monkeypatch):
+    w, go, read = Explorer(two_models(tmp_path), generate(2, 4, seed=3)), threading.Event(), Solver.from_pretrained
+    tell = lambda **m: w._receive(w, m, [])
+    assert w.wait(60) and w.trace is not None and w.board['model'] == 'one'
+    before, threads = w.trace, []
+    def slow(source):
+        threads.append(threading.current_thread())
+        go.wait(60)
+        return read(source)
+    monkeypatch.setattr(Solver, 'from_pretrained', slow)
+    tell(type='model', name='two')                                   # comes back at once
+    until(lambda: '1 s' in w.status['text'])
+    assert w.status['text'] == 'loading two · 1 s' and w.status['busy'] and threads[0] is not threading.main_thread()
+    tell(type='cancel')
+    assert w.wait(2) and not go.is_set()                             # although the model is still being read
+    assert (w.status['text'], w.status['busy'], w.board['model'], list(w.models)) == ('left off loading two', False, 'one', ['one', 'two'])
+    tell(type='solve', a=dict(settings=dict(steps=2)))
+    assert w.wait(60) and w.trace.steps == 2 and w.status['level'] == 'quiet'
+    tell(type='model', name='two'), until(lambda: 'loading' in w.status['text']), tell(type='entry', entry=1)      # other work ends it too
+    assert w.wait(60) and w.board['model'] == 'one' and w.trace.inputs.tolist() == w.entries[1].tokens.tolist()
+    go.set()
+    tell(type='model', name='two')
+    assert w.wait(60) and w.board['model'] == 'two' and not (w.trace.inner_confidence == before.inner_confidence).all()
+
+@pytest.mark.parametrize('what', ['gif', 'mp4'])
+def test_a_movie_is_written_beside_the_notebook_and_can_be_left_off(what, solver):
+    if what == 'mp4': pytest.importorskip('imageio_ffmpeg')
+    w, sent, said = Explorer(solver, generate(2, 4, seed=3), steps=12), [], []
+    assert w.wait(60)
+    w.send = lambda content, buffers=None: sent.append((content, buffers))
+    w.observe(lambda change: said.append(change.new), 'status')
+    tell = lambda **m: w._receive(w, m, [])
+    tell(type='export', what=what, id='a')
+    until(lambda: said and said[-1]['done'] > .1)
+    tell(type='cancel')
+    assert w.exports.wait(60) and sent == [(dict(id='a', ok=False), None)] and w.status['text'] == f'left off writing the {what} file' and not w.busy
+    tell(type='export', what=what, id='b')
+    until(lambda: w.status['busy'])
+    tell(type='entry', entry=1)                                      # a solve goes on beside it, and says how far it is
+    assert w.wait(60) and w.trace.steps == 12 and w.trace.inputs.tolist() == w.entries[1].tokens.tolist()
+    assert w.exports.wait(60) and sent[-1][0] == dict(id='b', ok=True) and len(sent[-1][1][0]) > 1000
+    assert w.status == dict(text='', level='quiet', busy=False, done=0.)
+    shares = [s['done'] for s in said if 'writing' in s['text']]
+    assert len(shares) > 10 and 0 < min(filter(None, shares)) < .2
+
+
+# two checkpoints side by side
+
+def test_two_checkpoints_side_by_side(tmp_path):
+    "Each side answers as its own checkpoint does, on its own components; told apart by name."
+    paths, rows = two_models(tmp_path), generate(2, 4, seed=3)
+    w, sent = Explorer({'one': paths['one']}, rows, other={'two': paths['two']}), []
+    assert w.wait(60) and w.board['comparing'] and (w.board['model'], w.board['other']) == ('one', 'two')
+    tell = lambda **m: (w._receive(w, m, []), w.wait(60), w.queries.wait(60))
+    own = {n: Solver.from_pretrained(p, device='cpu') for n, p in paths.items()}
+    def both(steps=4):
+        found = {n: s.trace(s.puzzle.to_grid(w.entries[w.entry].tokens), steps=steps) for n, s in own.items()}
+        for (n, t), side in zip(found.items(), (w.trace, w.other)):
+            assert (side.inner_answers == t.inner_answers).all() and side.q_halt == pytest.approx(t.q_halt, abs=1e-5), n
+        assert not (found['one'].inner_confidence == found['two'].inner_confidence).all()
+        packs = [unpack(gzip.decompress(p)) for p in (w.pack_a, w.pack_b)]
+        assert [about['label'].split(' · ')[0] for about, _ in packs] == ['one', 'two'] and packs[0][0]['basis'] != packs[1][0]['basis']
+        for (_, arrays), t in zip(packs, found.values()): assert (arrays['answers'] == t.answers).all()
+    both()
+    tell(type='entry', entry=1)                                       # another puzzle: both follow
+    both()
+    tell(type='solve', a=dict(settings=dict(steps=2)), b=dict(model='two', settings=dict(steps=2)))
+    both(2)
+    tell(type='solve', a=dict(settings={}), b=dict(model='one', settings={}))          # and any that is listed can stand on the right
+    assert (w.other.inner_answers == w.trace.inner_answers).all() and w.board['other'] == 'one'
+    w.send = lambda content, buffers=None: sent.append((content, buffers))
+    tell(type='reads', side='b', cell=3, step=2, what='reads', id='x')
+    assert sent[-1][0]['ok'] and len(sent[-1][1][0]) == 32
 
 
 # pages without a kernel

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['RUNNING', 'Entry', 'list_puzzles', 'writable', 'empty', 'read_puzzles', 'contradictions', 'known_solution',
            'RunSettings', 'setting_fields', 'altered', 'run_frames', 'read_maps', 'reads_of', 'patch_effect', 'Worker',
-           'heed_interrupts']
+           'Left', 'apart', 'heed_interrupts']
 
 # %% ../../nbs/04_explore/07_bench.ipynb #c002
-import json, signal, threading, weakref
+import json, signal, threading, time, weakref
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Callable, Iterator
+from typing import Any, Callable, Iterator
 import numpy as np
 import torch
 from pydantic import Field
@@ -242,7 +243,7 @@ def patch_effect(
 # %% ../../nbs/04_explore/07_bench.ipynb #c025
 class Worker:
     "Does one piece of work at a time in a thread; a new piece ends the old one."
-    def __init__(self): self.lock, self.stop, self.thread = threading.Lock(), threading.Event(), None
+    def __init__(self): self.lock, self.stop, self.thread, self.now = threading.Lock(), threading.Event(), None, threading.Event()
 
     def start(self,
         work:Callable[[threading.Event], None], # is told by the event to leave off
@@ -255,6 +256,7 @@ class Worker:
 
     def _run(self, work, stop):
         with self.lock:
+            self.now = stop  # of the work that is done now
             if not stop.is_set(): work(stop)
 
     def cancel(self):
@@ -275,6 +277,26 @@ class Worker:
             self.cancel()
             self.thread.join()
         return not self.busy
+
+class Left(Exception):
+    "Work was left off before its end."
+
+def apart(
+    work:Callable[[], Any], # cannot be told to leave off
+    stop:threading.Event, # set when it shall not be waited for any more
+    tell:Callable[[float], None]=lambda seconds: None, # is told again and again how long it takes
+    words:str='work', # what is left off, in words
+)->Any:
+    "What work returns, which is done in a thread of its own; `Left` where it is not waited for."
+    found, began = Future(), time.monotonic()
+    def run():
+        try: found.set_result(work())
+        except BaseException as e: found.set_exception(e)
+    threading.Thread(target=run, daemon=True).start()
+    while not found.done():
+        if stop.wait(.02 if time.monotonic() < began + 1 else .1): raise Left(f'left off {words}')
+        tell(time.monotonic() - began)
+    return found.result()
 
 _WORKERS = weakref.WeakSet()
 

@@ -8,7 +8,7 @@ __all__ = ['movie_frames', 'save_movie']
 # %% ../../nbs/04_explore/028_movie.ipynb #c002
 import io
 from pathlib import Path
-from typing import Iterator
+from typing import Callable, Iterator
 import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
@@ -65,21 +65,29 @@ def _sheet(frames):
     for i, f in enumerate(frames): sheet.paste(f, (i * f.width, 0))
     return sheet
 
-def _save_gif(frames, file, fps):
+def _told(frames, n, tell, start, end):
+    "Frames, `n` of them; after each, how much is done."
+    for i, frame in enumerate(frames, 1):
+        yield frame
+        if tell: tell(start + (end - start) * i / n)
+
+def _save_gif(frames, file, fps, tell=None):
     "A GIF that loops; its palette comes from frames of all parts."
     palette = _sheet(frames[::max(1, len(frames) // 5)]).quantize(160, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    small = [f.quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
+    small = [f.quantize(palette=palette, dither=Image.Dither.NONE) for f in _told(frames, len(frames), tell, .8, 1.)]
     small[0].save(file, format='gif', save_all=True, append_images=small[1:], duration=[*[round(1000 / fps)] * (len(small) - 1), 2000], loop=0, optimize=True)
 
-def _save_mp4(frames, file, fps):
+def _save_mp4(frames, file, fps, tell=None):
     "An H.264 film by the ffmpeg that imageio-ffmpeg brings."
     try: import imageio_ffmpeg
     except ImportError: raise MissingExtra('imageio-ffmpeg', 'video') from None
     size = tuple(n // 2 * 2 for n in frames[0].size)
     writer = imageio_ffmpeg.write_frames(str(file), size, fps=fps, codec='libx264', macro_block_size=2, output_params=['-f', 'mp4'])
     writer.send(None)
-    for f in [*frames, *[frames[-1]] * round(2 * fps)]: writer.send(np.ascontiguousarray(np.asarray(f.crop((0, 0, *size)))))
-    writer.close()
+    shown = [*frames, *[frames[-1]] * round(2 * fps)]
+    try:
+        for f in _told(shown, len(shown), tell, .8, 1.): writer.send(np.ascontiguousarray(np.asarray(f.crop((0, 0, *size)))))
+    finally: writer.close()
 
 def save_movie(
     trace:Trace, # of one puzzle
@@ -88,11 +96,13 @@ def save_movie(
     inner:bool=False, # a frame for every update of the answer, not only for every ACT step?
     dpi:int=100, # dots an inch
     progress:bool=False, # show a bar?
+    tell:Callable[[float], None]|None=None, # is told the share that is done; what it raises ends the work, and no file is written
 )->Path:
     "Write a solve as a GIF or MP4; `MissingExtra` where MP4 needs a package."
     path = Path(path)
     save = {'.gif': _save_gif, '.mp4': _save_mp4}.get(path.suffix.lower())
     if save is None: raise UserError(f'{path.name}: a movie is a .gif or an .mp4')
-    frames = list(tqdm(movie_frames(trace, inner, dpi), unit='frame', leave=False, mininterval=.2, disable=not progress))
-    with atomic_file(path) as temporary: save(frames, temporary, fps)
+    n, frames = len(trace.of(trace.readout)) if inner else trace.steps, movie_frames(trace, inner, dpi)
+    drawn = list(tqdm(_told(frames, n, tell, 0., .8), total=n, unit='frame', leave=False, mininterval=.2, disable=not progress))
+    with atomic_file(path) as temporary: save(drawn, temporary, fps, tell)
     return path

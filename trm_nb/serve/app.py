@@ -299,7 +299,7 @@ class Board(Explorer):
     @property
     def working(self)->bool:
         "Is there more to come?"
-        return self.worker.busy or self.queries.busy
+        return self.busy
 
     def _changed(self, seen): return {k: getattr(self, k) for k in SENT if self.versions[k] > seen.get(k, 0)}
 

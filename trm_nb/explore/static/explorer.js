@@ -461,7 +461,7 @@ export class Explorer {
     const grab = (name, value) => { this[name] = value; return value; };
     const pick = (name, entries, onchange, title) => grab(name, options(h('select', { title, onchange }), entries));
     this.root.classList.add('trm'); this.root.tabIndex = 0; this.root.dataset.lmSuppressShortcuts = 'true'; this.root.explorer = this; ownKeys(this.root);
-    const menu = grab('menu', h('div', { class: 'trm-menu', hidden: true }, ...[['png', 'Picture (PNG)'], ['gif', 'Movie (GIF)'], ['npz', 'Trace (npz)'], ['html', 'Page that plays (HTML)']].filter(([k]) => this.live || k === 'png').map(([k, text]) => h('button', { type: 'button', 'data-export': k, onclick: () => { menu.hidden = true; this.export(k); } }, text))));
+    const menu = grab('menu', h('div', { class: 'trm-menu', hidden: true }, ...[['png', 'Picture (PNG)'], ['gif', 'Movie (GIF)'], ['mp4', 'Movie (MP4)'], ['npz', 'Trace (npz)'], ['html', 'Page that plays (HTML)']].filter(([k]) => this.live || k === 'png').map(([k, text]) => h('button', { type: 'button', 'data-export': k, onclick: () => { menu.hidden = true; this.export(k); } }, text))));
     const head = h('div', { class: 'trm-bar' },
       pick('models', [], () => this.chooseModel(), 'model'), 
       h('span', { class: 'trm-group' }, iconButton('back', 'puzzle before', () => this.choose(-1)), pick('puzzles', [], () => this.choose(0), 'puzzle'), iconButton('next', 'next puzzle', () => this.choose(1))),
@@ -584,6 +584,7 @@ export class Explorer {
     this.progress.firstChild.style.width = (s.busy ? 100 * (s.done || 0) : 0) + '%';
     this.progress.classList.toggle('trm-busy', this.busy);
     if (this.solveButton) { this.solveButton.textContent = this.busy ? 'Cancel' : 'Solve'; this.solveButton.classList.toggle('trm-cancel', this.busy); }
+    if (!this.busy && this.info?.model) this.models.value = this.info.model;   // a model that was not read is not the one that is shown
     this.note.hidden = !s.text || s.level === 'quiet';
     this.note.className = 'trm-note trm-' + (s.level || 'info');
     this.message.textContent = s.text || '';
@@ -1095,7 +1096,7 @@ export class Explorer {
     const name = (a.puzzle || 'puzzle') + (what === 'png' ? `-step-${Math.floor(this.u / a.U) + 1}` : '');
     if (what === 'png') return this.picture().toBlob(blob => save(name + '.png', blob));
     const { message, buffers } = await this.ask('export', { what });
-    if (message.ok) save(`${name}.${what}`, new Blob([buffers[0]], { type: { gif: 'image/gif', html: 'text/html', npz: 'application/octet-stream' }[what] }));
+    if (message.ok) save(`${name}.${what}`, new Blob([buffers[0]], { type: { gif: 'image/gif', mp4: 'video/mp4', html: 'text/html', npz: 'application/octet-stream' }[what] }));
   }
 
   /** What is seen, as one canvas. */
@@ -1403,6 +1404,7 @@ export class LatentMap extends Lab {
     const hues = HUES.filter(([k]) => (d.right || !['end', 'now', 'wrong'].includes(k)) && (d.arrays.rating || k !== 'rating'));
     options(this.hue, hues, hues.some(([k]) => k === this.hue.value) ? this.hue.value : d.right ? 'end' : 'q');
     this.chosen = new Set((this.model.get('selected') || []).filter(i => i < d.n));
+    this.panels.ends.el.hidden = !d.wrong;
     this.order = null;
   }
 
@@ -1562,7 +1564,7 @@ export class LatentMap extends Lab {
     const d = this.data, list = this.chosen.size ? [...this.chosen] : [], s = this.step(), share = rows => Math.round(100 * rows.filter(i => d.right[(i + 1) * d.steps - 1]).length / rows.length), all = list.length ? list : [...Array(d.n).keys()];
     this.summary.textContent = list.length ? `${list.length} of ${d.n} selected` : `${d.n} puzzles`;
     this.clearButton.hidden = !list.length && this.picked < 0;
-    this.about.replaceChildren(...[d.right ? `${share(all)}% right at the end` : '', `stop at the median at step ${((v = [...all].map(i => d.halt[i]).sort((a, b) => a - b)) => v[v.length >> 1] > d.steps ? 'none' : v[v.length >> 1])()}`].filter(Boolean).map(t => h('span', { class: 'trm-soft' }, t)));
+    this.about.replaceChildren(...[d.right ? `${share(all)}% right at the end` : '', ((v = [...all].map(i => d.halt[i]).sort((a, b) => a - b)) => v[v.length >> 1] > d.steps ? 'most do not stop' : `stop at the median at step ${v[v.length >> 1]}`)()].filter(Boolean).map(t => h('span', { class: 'trm-soft' }, t)));
     const hard = i => d.wrong ? -d.wrong[i * d.steps + s] : 0, shown = [...new Set([this.picked, ...(list.length ? list : all.sort((a, b) => hard(a) - hard(b)))])].filter(i => i >= 0), width = this.thumbs.clientWidth || 300, big = this.picked >= 0, room = big ? 4 : this.root.clientWidth < 700 ? 6 : THUMBS;
     this.thumbs.replaceChildren(...shown.slice(0, room + big).map((i, k) => this.thumb(i, d.arrays.answers, (i * d.steps + s) * d.cells, { width: big && !k ? Math.min(250, width * .6) : 96, big: big && !k, before: s ? (i * d.steps + s - 1) * d.cells : null, title: this.nameOf(i), text: [h('b', {}, this.nameOf(i)), d.wrong ? h('span', { class: d.wrong[i * d.steps + s] ? 'trm-bad' : 'trm-good' }, d.wrong[i * d.steps + s] ? `${d.wrong[i * d.steps + s]} wrong` : 'solved') : null].filter(Boolean) })), ...(shown.length > room + big ? [h('span', { class: 'trm-soft' }, `and ${shown.length - room - big} more`)] : []));
   }
