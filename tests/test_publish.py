@@ -157,8 +157,8 @@ def thing(request, hub, run, data):
 def test_upload_cut_off_is_resumed(hub, thing):
     "The second part of a large file is cut: nothing is visible, and the next attempt does not send again what went through."
     hub.fail('PUT /lfs/.*/2$', times=10_000, cut=thing.cut)
-    with pytest.raises(UserError, match='the Hub cannot be reached') as e: thing.send(thing.folder, 'me/tiny')
-    assert '\n' not in str(e.value) and set(hub.repo('me/tiny', thing.kind).files) == {'.gitattributes'} and hub.asked('PUT /lfs/.*/2$')
+    code, out, err = said('publish', thing.kind, str(thing.folder), 'me/tiny')
+    assert code == 2 and not out and err.splitlines()[-1].startswith('trm: the Hub cannot be reached (') and set(hub.repo('me/tiny', thing.kind).files) == {'.gitattributes'} and hub.asked('PUT /lfs/.*/2$')
     hub.faults.clear()
     before = {entry[1] for entry in hub.asked('PUT /lfs/[0-9a-f]+$') if entry[2] == 200}
     hub.log.clear()
@@ -179,12 +179,29 @@ def test_upload_cut_off_once_goes_on_by_itself(hub, thing):
     ('POST {api}/commit', 403, r'the token may not write to me/tiny \(403\)'),
     ('POST {git}/info/lfs', 503, r'the Hub is out of order \(503\)'),
     ('POST {api}/commit', 429, r'the Hub asks for a pause \(429\): try again in 7 s'),
+    ('POST {api}/commit', 500, r'the Hub is out of order \(500\): try again later'),
+    ('POST /api/repos/create', 429, r'the Hub asks for a pause \(429\): try again in 7 s'),
+    ('POST /api/repos/create', 401, r'the Hub does not know this token \(401\): HF_TOKEN must be'),
     ('POST {api}/preupload', 401, r'the Hub does not know this token \(401\): HF_TOKEN must be')])
 def test_errors_are_one_line(hub, thing, where, status, message):
     hub.fail(where.format(api=thing.api, git=thing.git), status, times=1000, Retry_After='7' if status == 429 else '')
     code, out, err = said('publish', thing.kind, str(thing.folder), 'me/tiny')
     assert code == 2 and re.match('trm: ' + message, err.splitlines()[-1]) and hub.token not in out + err
     assert not hub.repo('me/tiny', thing.kind) or len(hub.repo('me/tiny', thing.kind).messages) == 1
+
+
+@pytest.mark.parametrize('status, message', [(401, 'the Hub does not know this token (401): HF_TOKEN must be a valid one from https://huggingface.co/settings/tokens'), (403, 'the token has no access to me/tiny (403): if it is gated, ask for access on its page'),
+                                             (429, 'the Hub asks for a pause (429): try again in 7 s'), (500, 'the Hub is out of order (500): try again later')])
+def test_errors_of_reading_are_one_line(hub, thing, tmp_path, status, message):
+    "What was published is not given back: one line, nothing half done, and all is well when the Hub is."
+    thing.send(thing.folder, 'me/tiny')
+    read = ['solve', 'me/tiny', '1' + 15 * '.'] if thing.kind == 'model' else ['data', 'sudoku', '--source', 'hub:me/tiny', '--size', '4', '--out', str(tmp_path/'back')]
+    hub.fail('(GET|HEAD) .*me/tiny', status, times=1000, Retry_After='7' if status == 429 else '')
+    code, out, err = said(*read)
+    assert (code, out) == (2, '') and err.startswith('trm: ') and err.endswith(f': {message}\n') and err.count('\n') == 1 and hub.token not in err and not (tmp_path/'back').exists()
+    hub.faults.clear()
+    code, out, err = said(*read)
+    assert code == (thing.kind == 'model') and 'trm:' not in err and ('q_halt by step' in out if thing.kind == 'model' else (tmp_path/'back/train').is_dir())
 
 
 def test_refused_tag_leaves_the_model(hub, run):
@@ -225,6 +242,18 @@ def test_refused(hub, thing, monkeypatch):
     monkeypatch.delenv('HF_TOKEN', raising=False)
     with pytest.raises(UserError, match='does not exist, or is private and HF_TOKEN is not set' if thing.kind == 'model' else 'HF_TOKEN'):
         Solver.from_pretrained('me/tiny', 'cpu') if thing.kind == 'model' else hub_folder('me/tiny', 'back')
+
+
+def test_other_name_of_the_token(hub, thing, monkeypatch, tmp_path):
+    "HUGGINGFACE_TOKEN alone publishes and reads what is private, from a notebook as from the command line."
+    monkeypatch.delenv('HF_TOKEN')
+    monkeypatch.setenv('HUGGINGFACE_TOKEN', hub.token)
+    thing.send(thing.folder, 'me/tiny')
+    read = lambda: Solver.from_pretrained('me/tiny', 'cpu') if thing.kind == 'model' else hub_folder('me/tiny', tmp_path/'back')
+    monkeypatch.setenv('HUGGINGFACE_TOKEN', 'hf_nonsense')
+    with pytest.raises(UserError, match='401'): read()
+    monkeypatch.setenv('HUGGINGFACE_TOKEN', hub.token)
+    assert hub.repo('me/tiny', thing.kind).private and read() and 'HF_TOKEN' not in os.environ
 
 
 def test_dry_run_sends_nothing(hub, run, data, monkeypatch):
@@ -275,14 +304,14 @@ def test_secrets_stay_here(hub, thing, tmp_path, capfd):
 
 
 def test_names_from_the_environment(hub, run, data, tmp_path, monkeypatch):
-    "HUGGINGFACE_MODEL_REPO, also from .env, says where to; TRM_CHECKPOINT_PATH, which checkpoint: to trm eval, to an endpoint, to a Space."
+    "HUGGINGFACE_MODEL_REPO and HUGGINGFACE_DATASET_REPO, also from .env, say where to; TRM_CHECKPOINT_PATH, which checkpoint: to trm eval, to an endpoint, to a Space."
     monkeypatch.setenv('HUGGINGFACE_MODEL_REPO', 'me/from-env')
     code, out, err = said('publish', 'model', str(run))
     assert code == 0 and 'published' in out and 'model.safetensors' in hub.repo('me/from-env').files, err
     monkeypatch.delenv('HUGGINGFACE_MODEL_REPO')
-    (tmp_path/'.env').write_text('HUGGINGFACE_MODEL_REPO=me/from-file\n')
-    run_pipeline(write_pipeline(tmp_path, model=dict(checkpoint_dir=str(run), include_code_snapshot=False)))
-    assert 'model.safetensors' in hub.repo('me/from-file').files
+    (tmp_path/'.env').write_text('HUGGINGFACE_MODEL_REPO=me/from-file\nHUGGINGFACE_DATASET_REPO=me/data-from-file\n')
+    run_pipeline(write_pipeline(tmp_path, dataset=dict(local_path=str(data)), model=dict(checkpoint_dir=str(run), include_code_snapshot=False)))
+    assert 'model.safetensors' in hub.repo('me/from-file').files and 'train.csv' in hub.repo('me/data-from-file', 'dataset').files
     named = lambda *checkpoint: {k: v for k, v in json.loads(said('eval', *checkpoint, '--data', str(data), '--device', 'cpu', '--json')[1]).items() if 'accuracy' in k}
     first = named(str(run))
     checkpoint(run, data, 200, 1)
@@ -385,6 +414,16 @@ def test_auto_publish_from_the_environment(hub, monkeypatch):
     for pair, found in (('auto_publish=true', 'end'), ('auto_publish=false', 'no'), ('auto_publish.when=best', 'best')): assert load_config('demo', pair).auto_publish.when == found
     with pytest.raises(UserError, match='auto_publish'): load_config('demo', 'auto_publish.when=sometimes')
     with pytest.raises(UserError, match="did you mean 'when'"): load_config('demo', 'auto_publish.wen=best')
+
+
+@pytest.mark.parametrize('name', ['TRM_AUTO_PUBLISH', 'TRI_AUTO_PUBLISH'])
+def test_environment_alone_publishes_a_run(hub, data, tmp_path, monkeypatch, name):
+    "By either name, to where HUGGINGFACE_MODEL_REPO says; a config that says no wins."
+    monkeypatch.setenv(name, 'true')
+    monkeypatch.setenv('HUGGINGFACE_MODEL_REPO', 'me/by-itself')
+    assert work(prepare(config(data, tmp_path, 'kept', 'auto_publish=false'))) == 'done' and not hub.log
+    assert work(prepare(config(data, tmp_path, 'sent'))) == 'done'
+    assert f'step-{read_subject(tmp_path/"auto/sent").step}' in hub.repo('me/by-itself').tags
 
 
 # space
@@ -501,6 +540,83 @@ def test_template_has_every_key(tmp_path):
     for section, names in keys.items(): assert set(names.split()) <= set(said[section])      # of the design document
     with pytest.raises(UserError, match='exists: choose another name'): write_template(file)
     assert 'train demo runs=runs name=sudoku-6x6 data.path=data/sudoku-6x6 learn.eval_every=200' in dry_run(file)
+
+
+DOCUMENT = """
+project_root: "."
+dataset:
+  local_path: "data/arc1concept-aug-1000"
+  repo_id: "your-username/arc-trm-dataset" # Set your HF username
+  private: true
+  token: null # Uses HUGGINGFACE_TOKEN env var if null
+  add_readme: true
+  readme_path: null # Auto-generate if null
+  commit_message: "dataset upload"
+  allow_create: true
+  files_include: null # Include all files
+  files_ignore:
+    - ".DS_Store"
+    - "Thumbs.db"
+    - "*.tmp"
+training:
+  use_torchrun: true
+  nproc_per_node: 4
+  nnodes: 1
+  node_rank: 0
+  rdzv_backend: "c10d"
+  rdzv_endpoint: "localhost:29500"
+  rdzv_id: null # Auto-generated if null
+  python_executable: "python"
+  dry_run: false
+  checkpoint_dir: "checkpoints/arc1-trm-experiment"
+  env:
+    WANDB_PROJECT: "tiny-recursive-models"
+    # WANDB_API_KEY: "your_key"
+  overrides:
+    - "model.L_layers=2"
+model:
+  checkpoint_dir: "checkpoints/arc1-trm-experiment"
+  repo_id: "your-username/arc-trm-model"
+  private: true
+  token: null
+  commit_message: "model upload"
+  allow_create: true
+  config_filename: "all_config.yaml"
+  include_code_snapshot: true
+  model_card_path: null
+  extra_files:
+    # "inference_example.py": "scripts/inference_example.py"
+"""
+
+
+def test_pipeline_of_the_design_document(tmp_path):
+    "Its own file, key by key, is understood: what it sets is set, and a key with nothing behind it, as extra_files there, means the default."
+    (tmp_path/'p.yaml').write_text(DOCUMENT)
+    found = read_pipeline(tmp_path/'p.yaml')
+    for section, values in yaml.safe_load(DOCUMENT).items():
+        for key, value in values.items() if isinstance(values, dict) else (): assert getattr(getattr(found, section), key) == ({} if key == 'extra_files' else value), key
+    assert found.project_root == '.' and found.space is None
+    (tmp_path/'p.yaml').write_text('telemetry:\nspace:\ntraining:\n  checkpoint_dir: runs/a\n  env:\n  overrides:\n  slurm:\n')
+    assert read_pipeline(tmp_path/'p.yaml') == pipeline.check_pipeline(dict(training=dict(checkpoint_dir='runs/a')))
+    for text, message in (('training:\n  checkpoint_dir:\n', "'training.checkpoint_dir'"), ('training:\n  checkpoint_dir: a\n  nodes:\n', "unknown setting 'training.nodes'"), ('modle:\n', "unknown setting 'modle'")):
+        (tmp_path/'p.yaml').write_text(text)
+        with pytest.raises(UserError, match=message): read_pipeline(tmp_path/'p.yaml')
+
+
+def test_training_keys_reach_torchrun(tmp_path, monkeypatch):
+    "Machines, rendezvous and its id, python, environment and overrides: all are in what is started; dry_run starts nothing."
+    keys = dict(checkpoint_dir='runs/a', preset='demo', nproc_per_node=4, nnodes=2, rdzv_endpoint='node0:29511', rdzv_id='meeting', python_executable='other-python', env=dict(WANDB_PROJECT='theirs'), overrides=['seed=3'])
+    def call(command, environment):
+        started.append((shlex.join(command), environment))
+        write_json(tmp_path/'runs/a/checkpoints/step_7/metadata.json', {})
+    started = []
+    monkeypatch.setattr(pipeline, 'call', call)
+    (tmp_path/'runs/a/checkpoints/step_7').mkdir(parents=True)
+    run_pipeline(write_pipeline(tmp_path, training=keys))
+    (command, environment), = started
+    assert command == 'other-python -m trm_nb.cli train demo runs=runs name=a seed=3 --nproc 4 --nnodes 2 --rendezvous node0:29511 --overwrite' and environment == dict(WANDB_PROJECT='theirs', PET_RDZV_ID='meeting')
+    file = write_pipeline(tmp_path, training=keys | dict(dry_run=True))
+    assert command.replace('--overwrite', '').strip() in run_pipeline(file, force=['train']) and len(started) == 1
 
 
 @pytest.mark.parametrize('sections, message', [

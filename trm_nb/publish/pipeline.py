@@ -122,13 +122,17 @@ def _possible(training):
 
 _SECTIONS = dict(telemetry=SinkSettings, dataset=DatasetSection, training=TrainingSection, model=ModelSection, space=SpaceSection)
 
+def _given(section, values):
+    "What a section sets; a key with nothing behind it means the default."
+    return {k: v for k, v in values.items() if v is not None or k not in section.model_fields}
+
 def check_pipeline(
     values:dict, # as from YAML
 )->Pipeline:
     "A pipeline; `UserError` names the key that is wrong."
     _no_secrets(values)
-    sections = {k: check_settings(_SECTIONS[k], v, k) for k, v in values.items() if k in _SECTIONS and isinstance(v, dict)}
-    pipeline = check_settings(Pipeline, values | sections)
+    sections = {k: check_settings(_SECTIONS[k], _given(_SECTIONS[k], v), k) for k, v in values.items() if k in _SECTIONS and isinstance(v, dict)}
+    pipeline = check_settings(Pipeline, _given(Pipeline, values | sections))
     if pipeline.training: _possible(pipeline.training)
     return pipeline
 
