@@ -234,6 +234,14 @@ def test_every_variable_is_listed(root):
 
 def test_readme_has_the_table(root): assert env_markdown() in (root/'README.md').read_text(encoding='utf-8')
 
+def test_promised_variables_are_listed(capsys, root):
+    "Those of publishing and telemetry, by all their names, in `trm env` and in the README."
+    assert cli.call(['env']) == 0
+    said = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    for name in 'HF_TOKEN HUGGINGFACE_DATASET_REPO HUGGINGFACE_MODEL_REPO WANDB_API_KEY WANDB_PROJECT WANDB_ENTITY WANDB_DISABLED TRM_AUTO_PUBLISH USE_TRI_CALLBACKS TRM_CHECKPOINT_PATH'.split():
+        assert name in said and re.search(rf'^\| `{name}`[^|]*\| \w', (root/'README.md').read_text(encoding='utf-8'), re.M), name
+    for name, alias in (('HF_TOKEN', 'HUGGINGFACE_TOKEN'), ('TRM_AUTO_PUBLISH', 'TRI_AUTO_PUBLISH')): assert said[name].endswith(f'; also {alias}') and f'| `{name}`, `{alias}` |' in (root/'README.md').read_text(encoding='utf-8')
+
 def test_env_file(here, capsys):
     (here/'.env').write_text('HF_TOKEN=hf_secret\nHF_HOME=/from/file\n')
     with patch.dict(os.environ, HF_HOME='/from/environment'):

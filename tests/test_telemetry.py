@@ -1,6 +1,7 @@
 """Telemetry as sinks keep it: a real wandb log, TensorBoard's events and trackio's database, read back."""
 import base64, importlib.util, io, json, os, re, signal, subprocess, sys, threading, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 import numpy as np
 import pytest
 import torch
@@ -8,10 +9,13 @@ from PIL import Image
 from trm_nb.config import load_config
 from trm_nb.data.format import PuzzleDataset
 from trm_nb.data.sudoku import write_generated
-from trm_nb.evaluate.evaluator import EvaluateSettings
+from trm_nb.evaluate.evaluator import Cells, evaluate
+from trm_nb.evaluate.metrics import sigmoid
 from trm_nb.learn import telemetry
+from trm_nb.learn.charts import architecture_rows, detail, draw_cells, draw_confidence, draw_puzzles
 from trm_nb.learn.checkpoint import saved_steps
 from trm_nb.learn.launch import Ranks, torchrun_command
+from trm_nb.models.pretrained import load_pretrained
 from trm_nb.models.zoo import build_model, parameters
 from trm_nb.run import compose, prepare, shape_of, work
 
@@ -97,7 +101,10 @@ def test_metadata_of_a_checkpoint(run, data):
     assert (said['step'], said['examples'], said['epoch'], said['seed'], said['world']) == (20, 320, 320 / 64, run.seed, 1) and said['config_hash'] == run.hash
     assert said['data']['fingerprint'] == PuzzleDataset.read(data, 'train').fingerprint() and said['data']['leakage']['checked'] == 24
     assert said['train']['loss'] > 0 and said['evaluation']['puzzles'] == 24 and 0 <= said['evaluation']['exact_accuracy'] <= 1 and set(said['best']) >= {'step', 'value', 'metric'}
-    assert said['versions']['torch'] == torch.__version__ and set(said['versions']) >= {'trm_nb', 'python', 'numpy'} and 'cpu' in said['hardware'] and 0 < said['seconds'] < 600 and len(said['commit'] or 40 * 'x') >= 40
+    assert said['versions']['torch'] == torch.__version__ and set(said['versions']) >= {'trm_nb', 'python', 'numpy'} and 'cpu' in said['hardware'] and 0 < said['seconds'] < 600
+    git = lambda *args: subprocess.run(['git', *args], cwd=Path(telemetry.__file__).parents[1], capture_output=True, text=True)
+    if git('ls-files', '--error-unmatch', 'run.py').returncode: assert said['commit'] is None         # no git keeps this copy of the library
+    else: assert re.fullmatch('[0-9a-f]{40}(-dirty)?', said['commit']) and git('merge-base', '--is-ancestor', said['commit'][:40], 'HEAD').returncode == 0
 
 def test_numbers_equal_the_run_s_own(log, run):
     "One row a step; the numbers are those of metrics.jsonl."
@@ -164,8 +171,28 @@ def test_images(log, run):
     assert {k: len(v) for k, v in found.items()} == {(0, 'model/diagram'): 1} | {(s, n): c for s in (10, 20) for n, c in charts.items()}
     for images in found.values():
         for image in images: assert min(image.size) > 100 and np.asarray(image.convert('L')).std() > 5
+    folder, = run.folder.glob('wandb/offline-run-*/files')
+    table = json.loads((folder/log.rows[0]['model/weights']['path']).read_text())
+    act = load_pretrained(run.folder).act
+    assert table['columns'] == ['weight', 'shape', 'parameters'] and table['data'] == [list(r.values()) for r in architecture_rows(act)] and table['data'][-1][-1] == log.config['parameters']
     captions = log.rows[-1]['charts/samples']['captions']
     assert len(captions) == 2 and all('solved' in c for c in captions)
+
+def test_what_evaluations_tell(log, run, data):
+    "The checkpoints evaluated anew: the same ACT steps, confidence and calibration, the same accuracy by step and by difficulty, and, dot by dot, the same pictures of calibration, of cells, and of puzzles over evaluations."
+    test, history = PuzzleDataset.read(data, 'test'), []
+    for step in (10, 20):
+        row = next(r for r in log.rows if r['_step'] == step)
+        e = evaluate(load_pretrained(run.folder/f'checkpoints/step_{step}').act, test, run.evaluate, torch.device('cpu'), evaluators=[Cells()])
+        assert row['eval/ACT_steps']['values'] == [int((e.halted_at == s).sum()) for s in range(1, 5)]
+        assert row['eval/q_halt_confidence']['values'] == np.histogram(sigmoid(e.q_halt[:, -1]), np.linspace(0, 1, 21))[0].tolist()
+        told = detail(e)
+        assert {k: row[f'eval/{k}'] for k in told} == pytest.approx(told, abs=1e-6) and {'confidence', 'calibration_error', 'by_step/04'} <= set(told)
+        rows = telemetry.spread(e, run.telemetry.puzzles)
+        history.append((step, e.accuracy[rows, -1].round(3)))
+        for name, picture in dict(confidence=draw_confidence(e), by_cell=draw_cells(e.cells[-1], (4, 4), (2, 2)), by_puzzle=draw_puzzles(history, e.ratings[rows])).items():
+            shown, = pictures(run, row, f'charts/{name}')
+            assert np.array_equal(np.asarray(shown.convert('RGB')), np.asarray(Image.open(io.BytesIO(picture.png())).convert('RGB'))), (step, name)
 
 def test_artifacts(log, run):
     "Each checkpoint once, with step and time in its name, what is known of it, and aliases; the code."
@@ -175,7 +202,8 @@ def test_artifacts(log, run):
     best = json.loads((run.folder/'checkpoints/best/metadata.json').read_text())['step']
     for step, m in zip((10, 20), models):
         folder = run.folder/f'checkpoints/step_{step}'
-        assert m['name'].startswith(f'told-step_{step}-20') and set(m['files']) == {'model.safetensors', 'metadata.json', 'config.yaml'}
+        at = time.mktime(time.strptime(m['name'].removeprefix(f'told-step_{step}-'), '%Y%m%dT%H%M%S'))
+        assert 0 <= at + 1 - (folder/'metadata.json').stat().st_mtime < 60 and set(m['files']) == {'model.safetensors', 'metadata.json', 'config.yaml'}
         assert m['metadata'] == json.loads((folder/'metadata.json').read_text()) and m['metadata']['step'] == step
         assert m['files']['model.safetensors'] == (folder/'model.safetensors').stat().st_size
     assert [set(m['aliases']) for m in models] == [{'latest', 'best'}, {'latest', 'best'} if best == 20 else {'latest'}]
@@ -194,7 +222,24 @@ def test_no_key_is_offline(configure, monkeypatch, capfd):
     config = trained(configure('keyless', 'telemetry.sinks=[wandb]', 'telemetry.mode=online', 'learn.steps=5', 'evaluate.evaluators=[]', 'telemetry.artifacts=false'))
     assert 'no WANDB_API_KEY' in capfd.readouterr().err
     log, = logs_of(config)
-    assert steps(log) == [0, 5] and not any(a['type'] == 'model' for a in log.artifacts)
+    assert steps(log) == [0, 5] and not {'model', 'code'} & {a['type'] for a in log.artifacts}        # neither was asked for
+
+def test_project_and_entity_from_the_environment(configure, monkeypatch, tmp_path):
+    "Also from .env, where the config names none; USE_TRI_CALLBACKS alone makes it a wandb run, and WANDB_DISABLED leaves nothing of it."
+    pytest.importorskip('wandb')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('USE_TRI_CALLBACKS', 'true')
+    monkeypatch.setenv('WANDB_MODE', 'offline')
+    def told(name, *pairs):
+        config = trained(configure(name, 'learn.steps=2', 'learn.log_every=1', 'learn.warmup_steps=1', 'evaluate.evaluators=[]', 'telemetry.artifacts=false', 'telemetry.mode=null', *pairs))
+        return [(log.project, log.entity) for log in logs_of(config, flag)] if (flag := (config.folder/'wandb').exists()) else []
+    (tmp_path/'.env').write_text('WANDB_PROJECT=from-file\nWANDB_ENTITY=file-team\n')
+    assert told('of_file') == [('from-file', 'file-team')]
+    monkeypatch.setenv('WANDB_PROJECT', 'theirs')
+    monkeypatch.setenv('WANDB_ENTITY', 'their-team')
+    assert told('of_environment') == [('theirs', 'their-team')] and told('of_config', 'telemetry.project=ours', 'telemetry.entity=us') == [('ours', 'us')]
+    monkeypatch.setenv('WANDB_DISABLED', 'true')
+    assert told('of_nobody') == []
 
 def lines(capfd): return re.findall(r'telemetry: [^\r\n]*', capfd.readouterr().err) # also behind what a progress bar left
 

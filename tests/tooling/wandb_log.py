@@ -43,6 +43,7 @@ class Log:
     "What one process of a run left."
     id: str = ''
     project: str = ''
+    entity: str = ''
     name: str = ''
     config: dict = field(default_factory=dict)
     rows: list = field(default_factory=list) # of history, with `_step`
@@ -57,7 +58,7 @@ class Log:
         getattr(self, f'_{kind}', lambda r: None)(getattr(record, kind)) if kind else None
 
     def _run(self, r):
-        self.id, self.project, self.name = r.run_id, r.project, r.display_name
+        self.id, self.project, self.entity, self.name = r.run_id, r.project, r.entity, r.display_name
         self._config(r.config)
 
     def _config(self, r):
