@@ -1,5 +1,6 @@
 """The explorer: packs to the byte, the module's pure functions in Node, pages without a kernel in Chromium, the widget in JupyterLab and Voila."""
 import gzip, json, shutil, statistics, subprocess, threading, time
+from importlib.util import find_spec
 import nbformat
 import numpy as np
 import pytest
@@ -544,7 +545,7 @@ def test_in_jupyterlab(running):
 def exports(page):
     "Each file that the explorer gives."
     settled(page)
-    for what, first in (('png', b'\x89PNG'), ('gif', b'GIF8'), ('npz', b'PK'), ('html', b'<!do')):
+    for what, first in (('png', b'\x89PNG'), ('gif', b'GIF8'), *([('mp4', b'\0\0\0')] if find_spec('imageio_ffmpeg') else []), ('npz', b'PK'), ('html', b'<!do')):
         page.get_by_role('button', name='Export').click()
         with page.expect_download(timeout=60000) as download: page.locator(f'[data-export={what}]').click()
         assert open(download.value.path(), 'rb').read(4).startswith(first), what
@@ -576,6 +577,53 @@ def test_left_off_in_jupyterlab(running):
         running.evaluate(DO, "x.model.send({ type: 'solve', a: { settings: { steps: 3 } }, b: null, tokens: null })")
         settled(running, 'x.sides.a.steps === 3')
     assert running.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"], .jp-RenderedText[data-mime-type*=error]').count() == 0
+
+@pytest.mark.slow
+def test_a_movie_is_left_off_in_jupyterlab(running):
+    "The board plays on while it is drawn; the button cancels it."
+    running.evaluate(DO, "x.model.send({ type: 'solve', a: { settings: { steps: 60 } }, b: null, tokens: null })")
+    settled(running, 'x.sides.a.steps === 60')
+    running.get_by_role('button', name='Export').click()
+    running.locator('[data-export=gif]').click()
+    running.get_by_text('writing the gif file').wait_for()
+    running.wait_for_function("() => document.querySelector('.trm').explorer.model.get('status').done > .05")
+    running.screenshot(path=running.folder/'movie.png')
+    assert running.evaluate(DO, "x.setStep(7); return x.busy && x.u") == 7 * 6 - 1
+    running.get_by_role('button', name='Cancel').click()
+    running.get_by_text('left off writing the gif file').wait_for()
+    running.evaluate(DO, "x.model.send({ type: 'solve', a: { settings: { steps: 3 } }, b: null, tokens: null })")
+    settled(running, 'x.sides.a.steps === 3')
+    assert ours(running) == []
+
+TWO = SETUP.partition('empty =')[0] + '''
+from trm_nb.models.pretrained import save_pretrained
+for name, scale in (('one', 0), ('two', .3)):
+    s = solver('sudoku-4x4')
+    with torch.no_grad():
+        for p in s.act.parameters(): p.add_(scale * torch.randn(p.shape))
+    save_pretrained(s.act, name, 'sudoku-4x4')
+w = Explorer({'one': 'one', 'two': 'two'}, generate(3, 4, seed=3))
+'''
+
+@pytest.mark.slow
+def test_two_checkpoints_in_jupyterlab(running):
+    notebook(running.folder, TWO, 'w', name='two.ipynb')
+    page = watched(running.context)
+    run_notebook(page, running.address, 'two.ipynb')
+    settled(page)
+    page.get_by_role('button', name='Compare').click()
+    settled(page, "x.sides.b !== null && x.sides.b.label === 'one'")
+    same = "return x.sides.a.arrays.inner_confidence.join() === x.sides.b.arrays.inner_confidence.join()"
+    assert page.evaluate(DO, same)
+    if not page.locator('[data-model=b]').is_visible(): page.get_by_role('button', name='Settings').click()
+    page.locator('[data-model=b]').select_option('two')
+    settled(page, "x.sides.b?.label === 'two' && x.sides.a.label === 'one'")
+    assert not page.evaluate(DO, same)
+    page.get_by_role('button', name='next puzzle').click()
+    settled(page, "x.puzzles.value === '1' && x.sides.a.arrays.inputs.join() === x.sides.b.arrays.inputs.join() && x.sides.b.label === 'two'")
+    page.screenshot(path=running.folder/'two.png')
+    assert ours(page) == []
+    page.close()
 
 @pytest.mark.slow
 def test_scrubbing_in_jupyterlab(running):
