@@ -2,6 +2,7 @@
 import base64, importlib.util, io, json, os, re, signal, subprocess, sys, threading, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
@@ -11,7 +12,10 @@ from trm_nb.data.format import PuzzleDataset
 from trm_nb.data.sudoku import write_generated
 from trm_nb.evaluate.evaluator import Cells, evaluate
 from trm_nb.evaluate.metrics import sigmoid
+from trm_nb.explore.draw import draw_film, look_of
+from trm_nb.explore.solver import Solver
 from trm_nb.learn import telemetry
+from trm_nb.learn.callbacks import Recorder
 from trm_nb.learn.charts import architecture_rows, detail, draw_cells, draw_confidence, draw_puzzles
 from trm_nb.learn.checkpoint import saved_steps
 from trm_nb.learn.launch import Ranks, torchrun_command
@@ -138,6 +142,17 @@ def test_every_group_s_rate_is_told(configure, monkeypatch):
     own = [json.loads(l) for l in (make(15).folder/'metrics.jsonl').read_text().splitlines()]
     assert [r['lr_blocks'] for r in own if r['kind'] == 'train'] == pytest.approx([.25, .5, .5])
 
+def test_memory_of_a_gpu_is_told(configure, monkeypatch):
+    "What torch says of it, in GiB; here torch and the device are played."
+    told, speed = {}, Recorder._speed
+    class Memory(telemetry.Sink):
+        def log(self, step, values): told[step] = values.get('speed/peak_gib')
+    monkeypatch.setitem(telemetry.SINKS, 'memory', Memory)
+    monkeypatch.setattr(torch.cuda, 'max_memory_allocated', lambda device: 3 * 2**29)
+    monkeypatch.setattr(Recorder, '_speed', lambda self, t: speed(self, SimpleNamespace(step_number=t.step_number, settings=t.settings, ranks=SimpleNamespace(device=torch.device('cuda')))))
+    trained(configure('gpu', 'telemetry.sinks=[memory]', 'learn.steps=10', 'evaluate.evaluators=[]', 'telemetry.artifacts=false'))
+    assert {s: told[s] for s in (5, 10)} == {5: 1.5, 10: 1.5}
+
 def test_gradient_norms_are_right(configure):
     "As torch's own norm says, averaged over the steps of a stretch."
     config = configure('norms', 'evaluate.evaluators=[]')
@@ -179,7 +194,7 @@ def test_images(log, run):
     assert len(captions) == 2 and all('solved' in c for c in captions)
 
 def test_what_evaluations_tell(log, run, data):
-    "The checkpoints evaluated anew: the same ACT steps, confidence and calibration, the same accuracy by step and by difficulty, and, dot by dot, the same pictures of calibration, of cells, and of puzzles over evaluations."
+    "The checkpoints evaluated anew: the same ACT steps, confidence and calibration, the same accuracy by step and by difficulty, and, dot by dot, the same pictures of calibration, of cells, of puzzles over evaluations, and of samples with their answers by step."
     test, history = PuzzleDataset.read(data, 'test'), []
     for step in (10, 20):
         row = next(r for r in log.rows if r['_step'] == step)
@@ -190,9 +205,11 @@ def test_what_evaluations_tell(log, run, data):
         assert {k: row[f'eval/{k}'] for k in told} == pytest.approx(told, abs=1e-6) and {'confidence', 'calibration_error', 'by_step/04'} <= set(told)
         rows = telemetry.spread(e, run.telemetry.puzzles)
         history.append((step, e.accuracy[rows, -1].round(3)))
-        for name, picture in dict(confidence=draw_confidence(e), by_cell=draw_cells(e.cells[-1], (4, 4), (2, 2)), by_puzzle=draw_puzzles(history, e.ratings[rows])).items():
-            shown, = pictures(run, row, f'charts/{name}')
-            assert np.array_equal(np.asarray(shown.convert('RGB')), np.asarray(Image.open(io.BytesIO(picture.png())).convert('RGB'))), (step, name)
+        solver, samples = Solver.from_pretrained(run.folder, 'cpu', checkpoint=f'step_{step}'), [(i, test.merged.inputs[i], test.merged.labels[i]) for i in (0, 23)]
+        films = [draw_film([solver.solve(puzzle.astype(int) - 1, steps=s, early_exit=False).tokens for s in range(1, 5)], look_of('sudoku-4x4'), puzzle, solution, e.q_halt[i], steps=[1, 2, 4]) for i, puzzle, solution in samples]
+        for name, drawn in dict(confidence=[draw_confidence(e)], by_cell=[draw_cells(e.cells[-1], (4, 4), (2, 2))], by_puzzle=[draw_puzzles(history, e.ratings[rows])], samples=films).items():
+            shown = [np.asarray(image.convert('RGB')) for image in pictures(run, row, f'charts/{name}')]
+            assert all(np.array_equal(a, Image.open(io.BytesIO(b.png())).convert('RGB')) for a, b in zip(shown, drawn, strict=True)), (step, name)
 
 def test_artifacts(log, run):
     "Each checkpoint once, with step and time in its name, what is known of it, and aliases; the code."
