@@ -21,7 +21,7 @@ def small_solver(name, steps=4):
     "A model with random weights, whose q_halt is not constant."
     kind = PUZZLES[name]
     act = build_model(dict(name='trm', hidden_size=32, num_heads=2, H_cycles=2, L_cycles=2, puzzle_emb_ndim=0, puzzle_emb_len=1, halt_max_steps=steps), PuzzleShape(kind.vocab_size, kind.seq_len), seed=1)
-    torch.nn.init.normal_(act.inner.q_head.weight, std=.5)
+    torch.nn.init.normal_(act.inner.q_head.weight, std=.5, generator=torch.Generator().manual_seed(1))
     return Solver(act, kind, name)
 
 @pytest.fixture(scope='module')
@@ -363,7 +363,7 @@ def test_pages_of_many_puzzles(solver, tmp_path, browser):
         shown = page.evaluate(LAB, f'x.setThreshold({threshold}); return x.tiles.innerText')
         assert f'{100 * halting_worth(trace, threshold=threshold)["accuracy"]:.1f}%' in shown and f'{halting_worth(trace, threshold=threshold)["cost"]:.2f}' in shown
     page.locator('.trm-slider').focus()
-    before = page.evaluate(LAB, 'return x.threshold')
+    before = page.evaluate(LAB, 'x.setThreshold(-9); return x.threshold')       # below every q_halt
     for _ in range(40): page.keyboard.press('ArrowRight')
     assert page.evaluate(LAB, 'return x.threshold') > before
     page.goto(bench_page.as_uri())

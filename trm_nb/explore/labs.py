@@ -17,7 +17,7 @@ from ..data.resources import experiments_path
 from ..evaluate.figures import Picture
 from .ablate import Ablations, Condition, changeable, condition_frames, standard_conditions
 from .analyse import need, orbit, whole
-from .bench import Worker, list_puzzles
+from .bench import Left, Worker, apart, list_puzzles
 from .player import pack
 from .plots import draw_accuracy, draw_calibration, draw_halting_steps
 from .solver import Solver
@@ -50,6 +50,7 @@ class _Lab(Packed):
         try:
             work(stop)
             self._say()
+        except Left as e: self._say(str(e), 'info')
         except UserError as e: self._say(str(e), 'error')
         except Exception as e: self._say(f'{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ""}', 'error')
 
@@ -77,12 +78,17 @@ class _Working(_Lab):
 
     def _on_cancel(self, m): self.cancel()
 
+    def _read(self, source, stop):
+        "The solver; read now, where that was not done yet. To be left off, also while it is read."
+        if isinstance(source, Solver): return source
+        words = f'loading {source}'
+        return apart(lambda: Solver.from_pretrained(source), stop, lambda seconds: self._say(words, 'info', busy=True), words)
+
 def _given(solver, puzzles, solutions, most):
-    "A solver, and tokens (n, L) of puzzles and their solutions."
-    solver = solver if isinstance(solver, Solver) else Solver.from_pretrained(solver)
+    "Tokens (n, L) of puzzles and their solutions."
     entries = list_puzzles(solver.puzzle, puzzles, solutions, most)
     if any(e.solution is None for e in entries): raise UserError('this needs solutions: give them beside the puzzles')
-    return solver, np.stack([e.tokens for e in entries]), np.stack([e.solution for e in entries])
+    return np.stack([e.tokens for e in entries]), np.stack([e.solution for e in entries])
 
 # %% ../../nbs/04_explore/09_labs.ipynb #c011
 def map_pack(
@@ -169,8 +175,9 @@ class HaltingLab(_Working):
         self.worker, self.trace = Worker(), None
         self.on_msg(self._receive)
         if source is None or isinstance(source, Trace): return self._take(shipped_trace() if source is None else source)
-        given = _given(source, puzzles, solutions, most)
-        self.worker.start(partial(self._guarded, partial(self._work, *given, steps, batch_size)))
+        given = (puzzles, solutions, most)
+        if isinstance(source, Solver): _given(source, *given)  # a mistake is said at once
+        self.worker.start(partial(self._guarded, partial(self._work, source, given, steps, batch_size)))
 
     @property
     def worth(self)->dict:
@@ -182,9 +189,11 @@ class HaltingLab(_Working):
         self._deliver(halting_pack(trace))
         self.trace = whole(trace)
 
-    def _work(self, solver, tokens, known, steps, batch_size, stop):
+    def _work(self, source, given, steps, batch_size, stop):
         "Trace the puzzles, a batch after the other; each is shown as soon as it is done."
-        parts, n = [], len(tokens)
+        solver, parts = self._read(source, stop), []
+        tokens, known = _given(solver, *given)
+        n = len(tokens)
         for first in range(0, n, batch_size):
             rows = slice(first, first + batch_size)
             grids = lambda x: [solver.puzzle.to_grid(t) for t in x[rows]]
@@ -240,22 +249,28 @@ class AblationBench(_Working):
         batch_size:int=8, # puzzles at once
     ):
         super().__init__()
-        self.worker, self.steps, self.batch_size, self.ablations = Worker(), steps, batch_size, None
+        self.worker, self.steps, self.batch_size, self.ablations, self.solver, self.tokens = Worker(), steps, batch_size, None, solver, None
         self.on_msg(self._receive)
         if solver is None or isinstance(solver, Ablations): return self._show(shipped_ablations() if solver is None else solver)
-        self.solver, self.tokens, self.known = _given(solver, puzzles, solutions, most)
+        self.given = (puzzles, solutions, most)
+        if isinstance(solver, Solver): self._begin(solver)  # a mistake is said at once
+        self._start(conditions)
+
+    def _begin(self, solver):
+        "Take a model that is there now, and its puzzles."
+        if self.tokens is None: self.tokens, self.known = _given(solver, *self.given)
+        self.solver = solver
         self.fields = condition_fields(self._model())
-        self._start(standard_conditions(self.solver.act) if conditions is None else conditions)
 
     def _show(self, found):
         "Show what was found before; the model is read when it is needed."
-        self.solver, self.tokens, self.known, self.steps = None, found.inputs, found.solution, self.steps or found[0].wrong.shape[1]
+        self.solver, self.tokens, self.known, self.steps = found.source, found.inputs, found.solution, self.steps or found[0].wrong.shape[1]
         self._take(found)
         self.fields = condition_fields(self._model())
 
     def _model(self):
         "What may be taken away."
-        found = self.ablations.changeable if self.solver is None else changeable(self.solver.act)
+        found = changeable(self.solver.act) if isinstance(self.solver, Solver) else self.ablations.changeable
         return found | (dict(halt_max_steps=self.steps) if self.steps else {})
 
     def run(self,
@@ -276,11 +291,9 @@ class AblationBench(_Working):
 
     def _work(self, conditions, stop):
         "Run conditions; each is shown as soon as it is done."
-        if self.solver is None:
-            self._say('loading the model', 'info', busy=True)
-            if not self.ablations.source: raise UserError('these ablations do not say where their model is')
-            self.solver = Solver.from_pretrained(self.ablations.source)
-            self.fields = condition_fields(self._model())
+        if not self.solver: raise UserError('these ablations do not say where their model is')
+        if not isinstance(self.solver, Solver): self._begin(self._read(self.solver, stop))
+        conditions = standard_conditions(self.solver.act) if conditions is None else conditions
         for i, c in enumerate(conditions):
             for done, result in condition_frames(self.solver, self.tokens, self.known, c, self.steps, self.batch_size):
                 self._say(c.label, 'info', busy=True, done=(i + done) / len(conditions))
