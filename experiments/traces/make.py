@@ -12,7 +12,7 @@ from tqdm import tqdm
 from trm_nb.data.neighbours import one_given_away
 from trm_nb.data.source import Rows
 from trm_nb.data.sudoku import SIZES, _candidates, _decided, _propagate, generate, join_rows, solve
-from trm_nb.explore.ablate import Ablations, ablate, standard_conditions
+from trm_nb.explore.ablate import Ablations, ablate, changeable, standard_conditions
 from trm_nb.explore.solver import Solver
 from trm_nb.explore.trace import Trace
 from trm_nb.models.pretrained import SHIPPED
@@ -85,7 +85,7 @@ def make_ablations(solver, rows, path, steps):
     results = []
     for c in standard_conditions(solver.act):
         results += ablate(solver, rows.inputs - 1, rows.labels - 1, [c], steps=steps).results
-        Ablations(solver.look, rows.inputs, rows.labels, results, solver.puzzle.name, solver.source).save(path)
+        Ablations(solver.look, rows.inputs, rows.labels, results, solver.puzzle.name, solver.source, changeable(solver.act)).save(path)
         print(results[-1], flush=True)
 
 def main(name:str=SHIPPED, puzzles:int=200, few:int=24, steps:int=8, threads:int=2, part:str='both'):
