@@ -23,7 +23,7 @@ COLOURS = dict( # of every picture, by what they stand for
     mistaken='#fbdcc6', # behind a wrong cell
     unsure='#9b6fb0', # little confidence
 )
-CYCLE = ['#0b62b0', '#d55e00', '#009e73', '#9b6fb0', '#c99700', '#56b4e9', '#1f2328']  # colours of curves, in this order
+CYCLE = ['#0b62b0', '#d55e00', '#009e73', '#9b6fb0', '#d9a900', '#56b4e9', '#1f2328']  # colours of curves, in this order
 
 # %% ../../nbs/03_evaluate/00_figures.ipynb #c007
 class Picture(Figure):
