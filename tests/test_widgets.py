@@ -120,6 +120,8 @@ def test_the_browser_reads_the_same_meaning(found, traces):
         assert flips == [dict(update=u, token=seen[u]) for u in range(len(seen)) if not u or seen[u] != seen[u - 1]]
 
 def test_small_functions(found):
+    from trm_nb.evaluate.figures import CYCLE
+    assert f'cycle: {CYCLE}' in static_file('explorer.js').read_text()
     assert found['aligned'] == [7, 8, 8]
     assert found['smooth'] == pytest.approx([1, 5 / 3, (1 * .25 + 2 * .5 + 4) / 1.75, (1 * .125 + 2 * .25 + 4 * .5 + 8) / 1.875])
     assert found['ticks'] == [[0, 2, 4, 6, 8], [-2, 0, 2, 4], [0, 1, 2], [0, .1, .2, .3], [1]]

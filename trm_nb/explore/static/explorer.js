@@ -166,7 +166,7 @@ const signed = v => (v < 0 ? '−' : '+') + Math.abs(v).toFixed(1);
 const LIGHT = { ink: '#1f2328', soft: '#656d76', line: '#d0d7de', faint: '#eaeef2', paper: '#ffffff', card: '#ffffff', given: '#eceff2', answer: '#0b62b0', changed: '#cfe6f7', wrong: '#b8440b', mistaken: '#fbdcc6', unsure: '#9b6fb0', pick: '#d55e00',
   cycle: ['#0b62b0', '#d55e00', '#009e73', '#9b6fb0', '#d9a900', '#56b4e9', '#1f2328'], amount: ['#ffffff', '#d9c6e3', '#9b6fb0', '#3d2a4d'], contrast: ['#0b62b0', '#bcd9ee', '#ffffff', '#f5c9ab', '#b8440b'] };
 const DARK = { ink: '#e6edf3', soft: '#9aa4af', line: '#3d444d', faint: '#252b33', paper: '#12161c', card: '#181d24', given: '#2a313a', answer: '#7cc0ff', changed: '#15395a', wrong: '#ffa06a', mistaken: '#57301a', unsure: '#a678bd', pick: '#ff9233',
-  cycle: ['#6cb6ff', '#ff9a4d', '#3fcf9f', '#c79be0', '#e3b341', '#a5d8ff', '#e6edf3'], amount: ['#12161c', '#3d2a4d', '#9b6fb0', '#ecdcf5'], contrast: ['#6cb6ff', '#1d4063', '#12161c', '#6b3714', '#ff9a4d'] };
+  cycle: ['#5aa9ff', '#ff8a3d', '#3fcf9f', '#e59ad0', '#ffe066', '#a5d8ff', '#e6edf3'], amount: ['#12161c', '#3d2a4d', '#9b6fb0', '#ecdcf5'], contrast: ['#6cb6ff', '#1d4063', '#12161c', '#6b3714', '#ff9a4d'] };
 
 /** Is the page around us dark? */
 export function isDark(body, prefers) {
