@@ -2,7 +2,7 @@
 from pathlib import Path
 import pytest
 from tooling.docs_check import Page, dead, uncommented, undocumented, unshown
-from make_pages import call_text, entry, own, row, said_above, said_of_fields, type_text
+from make_pages import ROOT, call_text, constants, constants_table, entry, own, row, said_above, said_of_fields, type_text
 from make_sidebar import EXPLAINED, bare, rooms, section, sidebar
 from tooling.make_readme import as_text, from_root, shown, without_directives
 from nbformat.v4 import new_code_cell, new_output
@@ -29,6 +29,13 @@ def test_uncommented(tmp_path):
     (tmp_path/'part.py').write_text('BESIDE = 1 # told\n# told\nABOVE = 2\n_OWN = 3\nMANY = dict( # told\n    a=1)\nOption = Annotated[str, typer.Option(help="Told.")]\n'
                                     '# %% ../nbs/x.ipynb #c1\nMARK: int = 4\nONE, TWO = 1, 2\nTEXT = """\n# not told\n"""\nLONG = dict(\n    a=1, # of a alone\n    b=2)\nx = 1 # told\nNEXT = 5\n')
     assert [line.split(': ')[1] for line in uncommented(tmp_path)] == [f'{name} has no comment' for name in ('MARK', 'ONE, TWO', 'TEXT', 'LONG', 'NEXT')]
+
+def test_what_is_said_of_constants(tmp_path):
+    (tmp_path/'part.py').write_text('# one\n# two\nA = 1\nB = 2 # beside\nMANY = dict(\n    a=1) # at its end\n')
+    assert constants(tmp_path/'part.py') == [('A', 3, '1', 'one two'), ('B', 4, '2', 'beside'), ('MANY', 5, 'dict(a=1)', 'at its end')]
+    row = next(l for l in constants_table(ROOT/'trm_nb'/'lab'/'jobs.py').splitlines() if '**STREAMS**' in l)
+    assert '/trm_nb/lab/jobs.py#L' in row and "`dict(out='stdout.log', err='stderr.log')`" in row and 'run\'s folder' in row
+    assert constants_table(ROOT/'trm_nb'/'lab'/'slurm.py') == ''
 
 def test_every_constant_is_explained(root): assert not uncommented(root/'trm_nb')
 

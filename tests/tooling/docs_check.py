@@ -1,5 +1,5 @@
 """Render every page without Quarto; fail on a page that breaks, a dead internal link or image, a public symbol that is not documented on its module's page, a public constant that no comment explains."""
-import ast, io, re, sys, tokenize
+import ast, re, sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -8,7 +8,7 @@ from nbconvert import HTMLExporter
 from nbdev.config import get_config
 
 sys.path.insert(0, str(Path(__file__).parent))
-from make_pages import ROOT, processed
+from make_pages import ROOT, constants, processed
 
 class Page(HTMLParser):
     "Collects the anchors and the links of a rendered page."
@@ -98,25 +98,9 @@ def undocumented(package):
     return [f'{path.relative_to(package.parent)}:{node.lineno}: {node.name} has no docstring' for path, tree in trees.items()
             for node in public(tree.body) if not ast.get_docstring(node) and not again(node)]
 
-def explained(source):
-    "(lines with a comment, those of them that hold nothing else) of a module; nbdev's own marks do not count."
-    found = [t.start for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT and not re.match(r'# %%|#\|', t.string)]
-    return {line for line, _ in found}, {line for line, column in found if column == 0}
-
-def given(node):
-    "Public names that a statement gives a value."
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-    return [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store) and not n.id.startswith('_')]
-
 def uncommented(package):
-    "Complaints about public constants without a comment on their first or last line or above; options of a command have their help."
-    complaints = []
-    for path in sorted(package.rglob('[!_]*.py')):
-        source = path.read_text(encoding='utf-8')
-        beside, above = explained(source)
-        told = lambda node: {node.lineno, node.end_lineno} & beside or node.lineno - 1 in above or any(k.arg == 'help' for k in ast.walk(node) if isinstance(k, ast.keyword))
-        complaints += [f'{path.relative_to(package.parent)}:{node.lineno}: {", ".join(given(node))} has no comment' for node in ast.parse(source).body if given(node) and not told(node)]
-    return complaints
+    "Complaints about public constants that no comment explains."
+    return [f'{path.relative_to(package.parent)}:{line}: {names} has no comment' for path in sorted(package.rglob('[!_]*.py')) for names, line, _, said in constants(path) if not said]
 
 def symbols(path):
     "(anchor, line) of every public function, class and method that a module defines with a docstring."

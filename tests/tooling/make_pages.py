@@ -1,7 +1,7 @@
-"""The notebooks as Quarto gets them, in _proc: what nbdev makes of them, with a table of parameters and every method on the page of each module."""
-import importlib, inspect, re, shutil, typing
+"""The notebooks as Quarto gets them, in _proc: what nbdev makes of them, with a table of parameters, every method and the constants on the page of each module."""
+import ast, importlib, inspect, io, re, shutil, tokenize, typing
 from pathlib import Path
-import nbdev.serve_drv, nbdev.showdoc
+import nbdev.serve_drv, nbdev.showdoc, nbformat
 from fastcore.docments import docments
 from nbdev.config import get_config
 from nbdev.quarto import refresh_quarto_yml
@@ -95,6 +95,44 @@ def entry(symbol, name, level, said):
     for p in parameters(symbol): text = text.replace(f'`{p.name}`', f'`` {p.name} ``') # code still, but nbdev takes it for no symbol of that name
     return text
 
+def comments(source):
+    "(text of a comment by line, lines that hold nothing else) of a module; nbdev's own marks do not count."
+    found = [t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT and not re.match(r'# %%|#\|', t.string)]
+    return {t.start[0]: t.string.lstrip('# ') for t in found}, {t.start[0] for t in found if t.start[1] == 0}
+
+def given(node):
+    "Public names that a statement gives a value."
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store) and not n.id.startswith('_')]
+
+def explained(node, beside, above):
+    "What a comment on the first or last line of a statement says, or those above it; for a command's option, its help."
+    line, text, before = node.lineno - 1, beside.get(node.lineno) or beside.get(node.end_lineno), []
+    while line in above: before, line = [beside[line], *before], line - 1
+    text = text or ' '.join(before)
+    return text or next((ast.literal_eval(k.value) for k in ast.walk(node) if isinstance(k, ast.keyword) and k.arg == 'help'), '')
+
+def constants(path):
+    "(names, line, value, what is said of it) of the public constants of a module."
+    source = path.read_text(encoding='utf-8')
+    found = [n for n in ast.parse(source).body if given(n)]
+    return [(', '.join(given(n)), n.lineno, ast.unparse(n.value) if n.value else '', explained(n, *comments(source))) for n in found]
+
+def constants_table(path):
+    "The constants of a module, each with a link to its source; empty where there are none."
+    config = get_config(path=ROOT)
+    link = lambda line: f'{config.git_url}/blob/{config.branch}/{path.relative_to(ROOT).as_posix()}#L{line}'
+    short = lambda text: '`' + (text if len(text) <= 60 else text[:57] + '...').replace('|', '/').replace('`', "'") + '`'
+    rows = [f'| [**{names}**]({link(line)}) | {short(value)} | {said.replace("|", "&#124;")} |' for names, line, value, said in constants(path)]
+    return '\n'.join(['## Constants', '', '| | value | |', '|---|---|---|', *rows]) if rows else ''
+
+def add_constants(page, module):
+    "Put the constants of a module at the end of its page."
+    text, notebook = constants_table(module), nbformat.read(page, as_version=4)
+    if not text: return
+    notebook.cells.append(nbformat.v4.new_markdown_cell(text))
+    nbformat.write(notebook, page)
+
 def shipped(symbol, name):
     "The symbol as the module has it; a notebook makes it anew."
     found = importlib.import_module(HERE['module']) if HERE['module'] else None
@@ -117,7 +155,8 @@ def process(item):
     "Prepare one notebook; a worker that imports this module has the renderer above."
     found = re.search(r'#\| *default_exp +([\w.]+)', Path(item[0]).read_text(encoding='utf-8'))
     HERE['module'] = f'trm_nb.{found[1]}' if found else ''
-    return nbdev_main(item)
+    nbdev_main(item)
+    if found: add_constants(item[1], (ROOT/'trm_nb'/found[1].replace('.', '/')).with_suffix('.py'))
 
 def processed():
     "The folder of prepared notebooks; their imports and exported cells are run for this."
