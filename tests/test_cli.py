@@ -5,6 +5,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from browser import free_port
 from trm_nb import cli, run
 from trm_nb.data.env import VARIABLES, env_markdown
 from trm_nb.data.format import PuzzleDataset
@@ -192,6 +193,11 @@ def test_eval_keeps_predictions(here, capsys):
     assert cli.call(['eval', 'model', '--data', 'data', '--device', 'cpu', '--save-predictions', 'kept']) == 0
     assert sorted(f.name for f in (here/'kept').iterdir()) == ['evaluation.json', 'predictions.safetensors']
 
+def test_slurm_without_slurm(refused, monkeypatch):
+    monkeypatch.setenv('PATH', '/nowhere')
+    pytest.importorskip('submitit')
+    assert 'there is no sbatch on this machine' in refused('run', 'exp01b', '--budget', 'smoke', '--backend', 'slurm')
+
 # in mid-run
 
 @pytest.fixture
@@ -215,6 +221,40 @@ def test_full_disk(here, capsys, in_process, monkeypatch):
     monkeypatch.setattr(run, 'write_text', full)
     assert cli.call(TRAIN) == 2
     assert capsys.readouterr().err.strip() == 'trm: the disk is full: runs/demo/config.yaml'
+
+@pytest.mark.slow
+def test_a_disk_that_is_really_full(here):
+    "A tmpfs of 1 MiB, on which no checkpoint fits: one line, the run says that it failed, nothing half written."
+    (here/'runs').mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=1M', 'tmpfs', here/'runs'], capture_output=True).returncode: pytest.skip('no tmpfs can be mounted here')
+    try:
+        done = subprocess.run([sys.executable, '-m', 'trm_nb.cli', *TRAIN, 'model.hidden_size=128', '--no-torchrun'], capture_output=True, text=True)
+        last = done.stderr.strip().splitlines()[-1]
+        assert done.returncode == 2 and last.startswith('trm: No space left on device: ') and last.endswith('runs/demo/checkpoints/step_4') and 'Traceback' not in done.stderr, done.stderr
+        assert json.loads((here/'runs/demo/status.json').read_text())['status'] == 'failed' and not list((here/'runs/demo/checkpoints').rglob('*'))
+    finally: subprocess.run(['umount', here/'runs'])
+
+@pytest.mark.slow
+@pytest.mark.parametrize('shared', [True, False], ids=['one folder', 'a folder each'])
+def test_two_machines(here, shared):
+    "The same command on each, the second one first; one folder that both see, or one of their own."
+    port, own = free_port(), here/'second'
+    own.mkdir()
+    def start(rank):
+        command = [sys.executable, '-m', 'trm_nb.cli', *TRAIN, f'data.path={here}/data', '--nnodes', '2', '--node-rank', str(rank), '--rendezvous', f'127.0.0.1:{port}']
+        return subprocess.Popen(command, cwd=own if rank and not shared else here, env=os.environ | dict(OMP_NUM_THREADS='1'), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    second = start(1)
+    while 'waiting for the first machine' not in second.stdout.readline(): pass
+    said = [p.communicate(timeout=120)[0] for p in (start(0), second)]
+    assert all('done: runs/demo' in s for s in said), '\n'.join(said)
+    assert json.loads((here/'runs/demo/checkpoints/last/metadata.json').read_text())['world'] == 2
+    assert shared != (own/'runs').exists() and not (own/'runs/demo/checkpoints').exists()
+
+def test_a_further_machine_has_the_same_settings(here, capsys, in_process, monkeypatch):
+    monkeypatch.setattr(run, 'answers', lambda address: True)
+    assert cli.call(TRAIN) == 0
+    assert cli.call([*TRAIN, 'learn.lr=1', '--nnodes', '2', '--node-rank', '1', '--rendezvous', 'first:29500']) == 2
+    assert "prepared runs/demo with another 'learn.lr'" in capsys.readouterr().err.strip().splitlines()[-1]
 
 def test_trains(here, capsys, in_process):
     "The same call without a mistake."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FREE', 'read_data', 'shape_of', 'changed_setting', 'check_folder', 'begin', 'prepare', 'scorer',
            'evaluation_callbacks', 'telemetry', 'leaks', 'hardware', 'describer', 'compose', 'out_of_memory', 'work',
-           'main', 'Cluster', 'launch_command', 'outcome', 'train', 'RunDied', 'progress_line', 'watch',
+           'main', 'Cluster', 'launch_command', 'outcome', 'train', 'join', 'RunDied', 'progress_line', 'watch',
            'check_parameters', 'train_command']
 
 # %% ../nbs/91_run.ipynb #c002
@@ -29,7 +29,7 @@ from .evaluate.evaluator import Cells, Evaluator, evaluate, leakage, make_evalua
 from .learn.callbacks import CALLBACKS, Callback, Checkpointer, Evaluate, KeepPredictions, Progress, Recorder, RowLog, StopOnSignal
 from .learn.checkpoint import load_train_state, saved_steps
 from .data.device import pick_device
-from .learn.launch import INTERRUPTED, Ranks, run_and_wait, torchrun_command
+from .learn.launch import INTERRUPTED, Ranks, answers, run_and_wait, torchrun_command
 from .learn.telemetry import Telemetry, Watch, chosen_sinks
 from .learn.trainer import Trainer, restore, train_state
 from .models.act import ACT, PuzzleShape
@@ -267,6 +267,11 @@ def work(
     ranks.finish()
     return 'done' if trainer.done else 'stopped'
 
+def _leave_word(folder, status, message):
+    "status.json, or a line on stderr where the disk has no room even for that."
+    try: write_json(Path(folder)/'status.json', dict(status=status, message=message))
+    except OSError as e: print(f'trm: {status} {message}; status.json could not be written: {e.strerror}', file=sys.stderr, flush=True)
+
 def main(
     args:list[str]|None=None, # FOLDER [--resume]
 )->int: # exit code
@@ -278,7 +283,7 @@ def main(
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS): raise
         status, message = 'failed', f'{e.strerror}: {e.filename or folder}'
-    if first or status == 'failed': write_json(Path(folder)/'status.json', dict(status=status, message=message))
+    if first or status == 'failed': _leave_word(folder, status, message)
     return 1 if status == 'failed' and int(os.environ.get('WORLD_SIZE', 1)) > 1 else 0
 
 # %% ../nbs/91_run.ipynb #c013
@@ -319,10 +324,29 @@ def train(
     resume:bool=False, # go on from the last checkpoint
     overwrite:bool=False, # throw away what the folder holds
 )->str: # 'done' or 'stopped'
-    "Prepare a run, start its ranks under torchrun, wait for the end; `UserError` where the run says what was wrong."
+    "Prepare a run, start its ranks under torchrun, wait for the end; `UserError` where the run says what was wrong. Of several machines the first prepares, the others wait for it."
+    if cluster.node_rank: return join(config, cluster, resume)
     command = launch_command(config.folder, cluster, resume)
     folder = prepare(config, cluster.world, resume, overwrite)
     return _finish(folder, run_and_wait(command))
+
+def join(
+    config:Config, # the run
+    cluster:Cluster, # of which this is a further machine
+    resume:bool=False, # go on from the last checkpoint
+    patience:float=60., # seconds that the first machine has to say how it ended
+)->str: # 'done' or 'stopped'; 'done' too where the first machine's word is not seen from here
+    "Wait until the first machine's ranks listen, start this one's, wait for the end. A folder that the machines do not share is prepared here."
+    command, file = launch_command(config.folder, cluster, resume), config.folder/'config.yaml'
+    print(f'waiting for the first machine at {cluster.rendezvous}; Ctrl-C ends the waiting', file=sys.stderr, flush=True)
+    while not answers(cluster.rendezvous): time.sleep(1)
+    shared = file.exists()
+    if not shared: prepare(config, cluster.world, resume)
+    elif key := changed_setting(make_config(read_yaml(file)), config, ()): raise UserError(f"the first machine prepared {config.folder} with another '{key}': give all machines the same settings")
+    code, until = run_and_wait(command), time.time() + patience
+    if not shared and not code: return 'done'
+    while shared and not (config.folder/'status.json').exists() and time.time() < until: time.sleep(.2)
+    return _finish(config.folder, code)
 
 class RunDied(RuntimeError):
     "The processes of a run ended without saying how."

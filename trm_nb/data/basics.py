@@ -7,7 +7,7 @@ __all__ = ['UserError', 'MissingExtra', 'suggest', 'Settings', 'explain', 'check
            'write_text', 'write_json', 'atomic_folder', 'fingerprint']
 
 # %% ../../nbs/01_data/00_basics.ipynb #c002
-import difflib, hashlib, json, os, shutil, tempfile
+import difflib, hashlib, json, os, re, shutil, tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Iterable, get_args
@@ -102,6 +102,22 @@ def _sync(path):
     try: os.fsync(fd)
     finally: os.close(fd)
 
+def _from_the_system(error, path):
+    "The `OSError` that another library hides behind one of its own, as a full disk; nothing if there is none."
+    cause, told = error.__context__, re.search(r'\(os error (\d+)\)', str(error))
+    number = cause.errno if isinstance(cause, OSError) else int(told[1]) if told else None
+    return number and OSError(number, os.strerror(number), str(path))
+
+@contextmanager
+def _plain_errors(path):
+    "Let what the system refuses be an `OSError` that names the file, whoever was writing."
+    try: yield
+    except OSError: raise
+    except Exception as e:
+        plain = _from_the_system(e, path)
+        if plain: raise plain from None
+        raise
+
 @contextmanager
 def atomic_file(
     path:str|Path, # where the file shall be
@@ -111,7 +127,7 @@ def atomic_file(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
-        yield temporary
+        with _plain_errors(path): yield temporary
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
@@ -141,7 +157,7 @@ def atomic_folder(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent))
     try:
-        yield temporary
+        with _plain_errors(path): yield temporary
         temporary.chmod(0o755)
         for f in temporary.rglob('*'): _sync(f)
         if path.exists(): path.rename(temporary.with_suffix('.old'))

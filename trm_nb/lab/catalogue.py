@@ -342,6 +342,8 @@ def data_bytes(
     examples, cells = dataset.train * (dataset.num_aug + 1), dataset.size**2
     return (examples + dataset.test) * (2 * cells + 12)
 
+def _size(n): return f'{n / 2**30:.2f} GiB' if n >= 2**30 else f'{n / 2**20:.2f} MiB'
+
 def check_room(
     folder:str|Path, # where files are to be written
     needed:int, # bytes
@@ -349,7 +351,7 @@ def check_room(
     "`UserError` where the disk has not that much left."
     there = next(p for p in [Path(folder).absolute(), *Path(folder).absolute().parents] if p.exists())
     free = shutil.disk_usage(there).free
-    if free < needed: raise UserError(f'{folder}: {needed / 2**30:.2f} GiB are needed, the disk has {free / 2**30:.2f} GiB left')
+    if free < needed: raise UserError(f'{folder}: {_size(needed)} are needed, the disk has {_size(free)} left')
 
 def _build(d, folder):
     puzzle, began = puzzle_of_size(d.size), time.time()

@@ -20,7 +20,7 @@ from ..data.basics import UserError, check_settings, write_json
 from . import catalogue
 from .catalogue import Experiment
 from .jobs import STREAMS, Job, Queue, ask_to_stop, cpu_slots, describe, find_runs, follow, fork_worker, gpu_slots, held, read_job, run_folders, runs_table
-from .slurm import SlurmSettings, cancel, looker, minutes, script, submit
+from .slurm import SlurmSettings, cancel, check_slurm, looker, minutes, script, submit
 from .work import settings_of, worker
 from ..models.act import PuzzleShape
 from ..models.zoo import build_model, model_settings
@@ -235,6 +235,7 @@ def send(
     "Send orders to the local queue or to Slurm."
     if not orders: return print('nothing to do: all of them are done')
     slots = [] if how.backend == 'slurm' else slots_for(orders, how)
+    if how.backend == 'slurm': check_slurm()
     _write(orders)
     if how.backend == 'slurm': return _slurm([o.job for o in orders])
     _local([o.job for o in orders], slots, how.runs, how.detach)

@@ -32,7 +32,7 @@ def save_checkpoint(
     target = step_folder(checkpoints, step)
     with atomic_folder(target) as folder:
         save_file({k: v.detach().contiguous().cpu() for k, v in weights.items()}, folder/'model.safetensors')
-        torch.save(train_state, folder/'train_state.pt')
+        with (folder/'train_state.pt').open('wb') as f: torch.save(train_state, f)   # Python's file says why it could not be written
         write_json(folder/'metadata.json', metadata)
     return target
 
