@@ -439,7 +439,7 @@ def solver(name, steps=4):
     act = build_model(dict(name='trm', hidden_size=32, num_heads=2, H_cycles=2, L_cycles=2, puzzle_emb_ndim=0, puzzle_emb_len=1, halt_max_steps=steps), PuzzleShape(kind.vocab_size, kind.seq_len), seed=1)
     return Solver(act, kind, name)
 empty = np.full((10, 10), ' '); empty[0, 0], empty[9, 9] = 'S', 'G'
-w = Explorer({'small': solver('sudoku-4x4'), 'maze': solver('maze-10x10')}, {'sudoku-4x4': generate(3, 4, seed=3), 'maze-10x10': [empty]})
+w = Explorer({'small': solver('sudoku-4x4'), 'maze': solver('maze-10x10'), 'arc': solver('arc', 2)}, {'sudoku-4x4': generate(3, 4, seed=3), 'maze-10x10': [empty], 'arc': [[[1, 2], [3, 4]]]})
 '''
 
 def notebook(folder, *cells, name='explore.ipynb'):
@@ -566,6 +566,32 @@ def test_exports_in_jupyterlab(running): exports(running)
 
 @pytest.mark.slow
 def test_another_kind_in_jupyterlab(running): another_kind(running)
+
+@pytest.mark.slow
+def test_files_in_jupyterlab(running):
+    "A Sudoku as text and an ARC task as JSON, each from a file; one that is neither is refused, and what was there stays."
+    page, drawer = running, running.get_by_role('button', name='Paste', exact=True)
+    give = lambda name, text: page.locator('.trm input[type=file]').set_input_files(dict(name=name, mimeType='text/plain', buffer=text.encode()))
+    drawer.click()
+    give('mine.txt', '1...\n..2.\n.3..\n...4')
+    settled(page, '[...x.sides.a.arrays.inputs].join("") === "2111113114111115"')
+    assert page.locator('.trm select[title=puzzle] option:checked').inner_text() == 'mine.txt'
+    page.locator('.trm select[title=model]').select_option('arc')
+    settled(page, 'x.sides.a.cells === 900')
+    if not page.locator('.trm-drawer textarea').is_visible(): drawer.click()
+    give('task.json', json.dumps(dict(train=[dict(input=[[5, 0], [0, 5]], output=[[0, 5], [5, 0]])], test=[dict(input=[[7, 7, 7]])])))
+    settled(page, 'x.sides.a.arrays.inputs[0] === 7 && x.sides.a.arrays.inputs[31] === 7')       # the first pair: two rows of 5 and 0 in a corner of 30 x 30
+    entries = page.locator('.trm select[title=puzzle] option').all_inner_texts()
+    assert entries[-2:] == ['task: train 1', 'task: test 1']
+    page.locator('.trm select[title=puzzle]').select_option(label='task: test 1')
+    settled(page, '[0, 1, 2].every(i => x.sides.a.arrays.inputs[i] === 9)')
+    if not page.locator('.trm-drawer textarea').is_visible(): drawer.click()
+    give('broken.json', '{"train": [')
+    page.get_by_text('this looks like JSON, but is broken').wait_for()
+    assert page.evaluate(DO, 'return x.sides.a.arrays.inputs[0]') == 9
+    page.locator('.trm select[title=model]').select_option('small')
+    settled(page, 'x.sides.a.cells === 16')
+    assert ours(page) == []
 
 @pytest.mark.slow
 def test_left_off_in_jupyterlab(running):
