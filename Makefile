@@ -19,8 +19,8 @@ demo: $(READY) ## generate puzzles, train, evaluate, solve one: runs/demo/report
 	@echo "== training on this machine, some minutes (what the processes say: $(DEMO)/stderr.log)"
 	@$(RUN) papermill experiments/train.ipynb $(DEMO)/train.ipynb -p preset demo -p overwrite True
 	@$(RUN) jupyter nbconvert $(DEMO)/train.ipynb --to html --no-input --output report.html --log-level ERROR
-	@echo "== the model that ships, on Sudokus that were called the hardest"
-	@$(RUN) trm solve sudoku-extreme experiments/hardest.txt || true
+	@echo "== the model that ships, on Sudokus that were called the hardest, each seen in eight forms"
+	@$(RUN) trm solve sudoku-extreme experiments/hardest.txt --rollouts 8 --symmetries || true
 	@$(RUN) trm solve sudoku-extreme "$$(sed -n 4p experiments/hardest.txt | cut -d' ' -f1)" --trace $(DEMO)/hardest.html > /dev/null
 	@echo "== done: open $(DEMO)/report.html, and $(DEMO)/hardest.html, where the answer to one of them can be played update by update"
 	@echo "   next: make lab (lessons), trm serve sudoku-extreme (a web page), trm train demo name=mine learn.lr=1e-3"
