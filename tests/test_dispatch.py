@@ -63,7 +63,7 @@ def test_other_runs_are_left_alone(here, capsys, monkeypatch):
     Usage = namedtuple('Usage', 'total used free')
     with monkeypatch.context() as m:
         m.setattr(shutil, 'disk_usage', lambda p: Usage(1, 1, 1000))
-        assert cli.call(['run', 'exp01c', '--budget', 'smoke']) == 2 and 'GiB left' in capsys.readouterr().err
+        assert cli.call(['run', 'exp01c', '--budget', 'smoke']) == 2 and 'the disk has 0.00 MiB left' in capsys.readouterr().err
     hold = Hold(here/'runs/exp01b/job.lock')
     read_job('runs/exp01b').update(state='running')
     assert cli.call(['run', 'exp01b', '--budget', 'smoke', '--overwrite']) == 2 and 'exp01b is running already' in capsys.readouterr().err

@@ -175,7 +175,7 @@ def test_datasets_are_shared_and_nested(experiments, tmp_path):
 
 def test_full_disk(experiments, tmp_path, monkeypatch):
     monkeypatch.setattr('shutil.disk_usage', lambda p: type('Usage', (), dict(free=1000)))
-    with pytest.raises(UserError, match='the disk has 0.00 GiB left'): build_data(experiments['exp04a_5000'], root=tmp_path)
+    with pytest.raises(UserError, match='MiB are needed, the disk has 0.00 MiB left'): build_data(experiments['exp04a_5000'], root=tmp_path)
     assert not list(tmp_path.iterdir())
 
 def test_plan(experiments, tmp_path):
