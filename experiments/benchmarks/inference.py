@@ -119,13 +119,9 @@ def single_rows(act, puzzles, labels, device, a):
     return [dict(puzzles=len(answers), median_s=statistics.median(seconds), slowest_s=max(seconds), median_steps=float(statistics.median(steps)), most_steps=max(steps))]
 
 @torch.inference_mode()
-def main():
-    "Measure, print the tables."
-    a = arguments()
-    if a.threads: torch.set_num_threads(a.threads)
-    device = c.pick_device(a.device)
-    (act, name), tables = the_model(a, device), ([], [], [])
-    puzzles, labels, kind = the_puzzles(a, act, device)
+def measured(a, act, puzzles, labels, kind, device):
+    "Rows of the three tables."
+    tables = [], [], []
     for dtype in a.dtype:
         act.settings.forward_dtype = pick_dtype(dtype, device, act.settings.hidden_size)
         for way in a.ways or ['fast']:
@@ -134,6 +130,16 @@ def main():
                 tables[0].extend(about | step_row(act, puzzles, b, device, a) for b in a.batch)
                 tables[1].extend(about | r for b in a.batch for r in whole_rows(act, puzzles, labels, b, device, a, kind))
                 tables[2].extend(about | r for r in single_rows(act, puzzles, labels, device, a))
+    return tables
+
+def main():
+    "Measure, print the tables."
+    a = arguments()
+    if a.threads: torch.set_num_threads(a.threads)
+    device = c.pick_device(a.device)
+    act, name = the_model(a, device)    # outside of inference mode: its weights are cast for a while
+    puzzles, labels, kind = the_puzzles(a, act, device)
+    tables = measured(a, act, puzzles, labels, kind, device)
     captions = (f'{name}, on {device}. One ACT step', f'{len(labels)} puzzles by all steps, by own halting, and by Solver.solve_many, which goes on where an answer breaks the rules; `times`: faster than all steps; `same_there`: of those that halted late, how many got the same answer', 'One puzzle at a time, with early exit')
     c.finish('Inference', c.machine(device) | dict(model=name, data=a.data), dict(zip(captions, tables)), a.json)
 
