@@ -10,6 +10,7 @@ from trm_nb import cli, run
 from trm_nb.data.env import VARIABLES, env_markdown
 from trm_nb.data.format import PuzzleDataset
 from trm_nb.data.sudoku import write_generated
+from trm_nb.learn import launch
 from trm_nb.learn.checkpoint import saved_steps
 from trm_nb.learn.trainer import Trainer
 from trm_nb.models.act import PuzzleShape
@@ -251,7 +252,7 @@ def test_two_machines(here, shared):
     assert shared != (own/'runs').exists() and not (own/'runs/demo/checkpoints').exists()
 
 def test_a_further_machine_has_the_same_settings(here, capsys, in_process, monkeypatch):
-    monkeypatch.setattr(run, 'answers', lambda address: True)
+    monkeypatch.setattr(launch, 'answers', lambda address: True)
     assert cli.call(TRAIN) == 0
     assert cli.call([*TRAIN, 'learn.lr=1', '--nnodes', '2', '--node-rank', '1', '--rendezvous', 'first:29500']) == 2
     assert "prepared runs/demo with another 'learn.lr'" in capsys.readouterr().err.strip().splitlines()[-1]

@@ -56,6 +56,7 @@ def test_notebook(path):
     outputs = [output for cell in cells(path) for output in cell.get('outputs', [])]
     assert not [o for o in outputs if o['output_type'] == 'error'], 'an error is stored as output'
     assert len(json.dumps(outputs)) < 200_000, 'outputs over 200 KB'
+    assert path.stat().st_size < 300_000, 'over 300 KB: what its widgets hold is kept with it?'
 
 def test_room_is_folder():
     "nbs/01_data/... exports trm_nb.data...."

@@ -17,6 +17,7 @@ from trm_nb.data.source import hub_folder
 from trm_nb.data.sudoku import write_generated
 from trm_nb.explore.solver import Solver
 from trm_nb.lab.jobs import Job, read_job
+from trm_nb.learn import launch
 from trm_nb.learn.callbacks import RowLog
 from trm_nb.learn.checkpoint import point, save_checkpoint
 from trm_nb.learn.telemetry import SINKS, Sink
@@ -761,7 +762,7 @@ def test_a_further_machine_only_trains(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, 'ranks_of', lambda folder: [os.getpid()])
     monkeypatch.setattr(os, 'kill', lambda *a: pytest.fail('it ended a process'))
     called = []
-    monkeypatch.setattr(pipeline, 'answers', lambda address: True)
+    monkeypatch.setattr(launch, 'answers', lambda address: True)
     monkeypatch.setattr(pipeline, 'call', lambda command, environment: called.append(command) or write_json(tmp_path/'runs/a/status.json', dict(status='done', message='')))
     State(file, 1).put('train', status='running')
     run_pipeline(file)

@@ -29,7 +29,7 @@ from .evaluate.evaluator import Cells, Evaluator, evaluate, leakage, make_evalua
 from .learn.callbacks import CALLBACKS, Callback, Checkpointer, Evaluate, KeepPredictions, Progress, Recorder, RowLog, StopOnSignal
 from .learn.checkpoint import load_train_state, saved_steps
 from .data.device import pick_device
-from .learn.launch import INTERRUPTED, Ranks, answers, run_and_wait, torchrun_command
+from .learn.launch import INTERRUPTED, Ranks, last_word, run_and_wait, torchrun_command, wait_for_first
 from .learn.telemetry import Telemetry, Watch, chosen_sinks
 from .learn.trainer import Trainer, restore, train_state
 from .models.act import ACT, PuzzleShape
@@ -334,18 +334,16 @@ def join(
     config:Config, # the run
     cluster:Cluster, # of which this is a further machine
     resume:bool=False, # go on from the last checkpoint
-    patience:float=60., # seconds that the first machine has to say how it ended
 )->str: # 'done' or 'stopped'; 'done' too where the first machine's word is not seen from here
     "Wait until the first machine's ranks listen, start this one's, wait for the end. A folder that the machines do not share is prepared here."
     command, file = launch_command(config.folder, cluster, resume), config.folder/'config.yaml'
-    print(f'waiting for the first machine at {cluster.rendezvous}; Ctrl-C ends the waiting', file=sys.stderr, flush=True)
-    while not answers(cluster.rendezvous): time.sleep(1)
+    wait_for_first(cluster.rendezvous)
     shared = file.exists()
     if not shared: prepare(config, cluster.world, resume)
     elif key := changed_setting(make_config(read_yaml(file)), config, ()): raise UserError(f"the first machine prepared {config.folder} with another '{key}': give all machines the same settings")
-    code, until = run_and_wait(command), time.time() + patience
+    code = run_and_wait(command)
     if not shared and not code: return 'done'
-    while shared and not (config.folder/'status.json').exists() and time.time() < until: time.sleep(.2)
+    if shared: last_word(config.folder)
     return _finish(config.folder, code)
 
 class RunDied(RuntimeError):

@@ -24,7 +24,7 @@ from ..data.env import aligned, env
 from ..data.remote import without_token
 from ..data.resources import experiments_path
 from ..learn.checkpoint import saved_steps
-from ..learn.launch import SlurmSettings, answers, torchrun_command
+from ..learn.launch import SlurmSettings, last_word, torchrun_command, wait_for_first
 from ..learn.telemetry import SINKS, Run, SinkSettings, chosen_sinks
 from ..models.pretrained import find_checkpoint
 from .cards import read_subject
@@ -313,21 +313,13 @@ def join_command(
     command = torchrun_command('trm_nb.run', [str(Path(section.checkpoint_dir)), *resume], section.nproc_per_node, section.nnodes, section.node_rank, section.rdzv_endpoint)
     return [section.python_executable or sys.executable, *command[1:]]
 
-def _last_word(folder, seconds=60.):
-    "Status and message of a run whose ranks have ended; the first rank leaves them last."
-    file, until = Path(folder)/'status.json', time.time() + seconds
-    while not file.is_file() and time.time() < until: time.sleep(.2)
-    said = json.loads(file.read_text(encoding='utf-8')) if file.is_file() else {}
-    return said.get('status'), said.get('message') or 'the first machine did not say how it ended'
-
 def _join(section, force):
     "Be a further machine."
-    print(f'waiting for the first machine at {section.rdzv_endpoint}; Ctrl-C ends the waiting', file=sys.stderr, flush=True)
-    while not answers(section.rdzv_endpoint): time.sleep(1)
+    wait_for_first(section.rdzv_endpoint)
     call(join_command(section), _environment(section))
-    status, message = _last_word(section.checkpoint_dir)
-    if status == 'stopped': raise KeyboardInterrupt
-    if status != 'done': raise StageFailed(message)
+    said = last_word(section.checkpoint_dir)
+    if said.get('status') == 'stopped': raise KeyboardInterrupt
+    if said.get('status') != 'done': raise StageFailed(said.get('message') or 'the first machine did not say how it ended')
     return f'{section.checkpoint_dir}, as machine {section.node_rank}'
 
 # %% ../../nbs/06_publish/05_pipeline.ipynb #c041
