@@ -14,6 +14,7 @@ from ..data.basics import Settings, UserError
 from ..data.random import draw
 from ..models.act import ACT, Carry
 from ..models.fused import fuse, recast
+from ..models.symbols import alike, alike_gradients, ties
 from .callbacks import Callback
 from .curriculum import Stage, check_curriculum, check_order, depth_at
 from .ema import EMA
@@ -112,6 +113,7 @@ class Trainer:
         check_curriculum(act.inner, settings.curriculum)
         weights = {n: p for n, p in act.named_parameters() if p.requires_grad}
         self.gradients = flat_gradients(weights.values())
+        self.ties = ties(act.inner) if weights else []
         self.optimiser = OPTIMISERS[settings.optimiser](weights.items(), settings) if weights else None
         self.rates = [(group.get('name', str(i)), group['lr']) for i, group in enumerate(self.optimiser.param_groups)] if weights else []
         self.table_optimiser = table and SignSGD(table, settings.puzzle_lr, settings.puzzle_weight_decay)
@@ -164,8 +166,10 @@ class Trainer:
         "Sum gradients over ranks, then move weights, puzzle rows and the running mean."
         if self.optimiser:
             self.ranks.sum_(self.gradients)
+            alike_gradients(self.ties)
             self.scaler.step(self.optimiser)
             self.scaler.update()
+            alike(self.ties)
         if self.table_optimiser: self._update_rows(*(self.ranks.gather(torch.cat(t)) for t in zip(*rows)))
         if self.ema: self.ema.update(self.step_number)
 

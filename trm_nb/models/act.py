@@ -17,6 +17,7 @@ from ..data.basics import Settings
 from ..data.random import integers
 from .embedding import Embedding, PuzzleTable, puzzle_prefix
 from .layers import AttentionBlock, Linear, MixerBlock, Stack, rope_table, truncated_normal
+from .symbols import begin_alike, check_symbols
 
 # %% ../../nbs/02_models/03_act.ipynb #c005
 class PuzzleShape(NamedTuple):
@@ -39,6 +40,7 @@ class ModelSettings(Settings):
     rope_theta: float = 10_000.0 # base of RoPE's frequencies
     rms_norm_eps: float = 1e-5 # added to the mean square in the norm
     gate_norm: bool = False # norm within SwiGLU too, before it is projected down: steadier under large steps (arXiv 2601.19085)
+    symbols: int = Field(0, ge=0) # the last tokens of the vocabulary, as a Sudoku's 9 digits, that the model treats alike whatever they are called; 0: it may tell them apart
     puzzle_emb_ndim: int = Field(512, ge=0) # width of a puzzle's row; 0: no puzzle table
     puzzle_emb_len: int = Field(16, ge=0) # prefix positions; 0: as few as hold the row
     latent_start: Literal['fixed', 'random'] = 'fixed' # latents that a thought begins with: one vector for all positions, or drawn anew each time in training (arXiv 2605.21488)
@@ -56,6 +58,7 @@ class ModelSettings(Settings):
             raise ValueError(f'RoPE needs an even head width, not {self.hidden_size} // {self.num_heads}; try pos_encodings learned')
         if self.puzzle_emb_len and self.puzzle_emb_ndim > self.puzzle_emb_len * self.hidden_size:
             raise ValueError(f'puzzle_emb_ndim {self.puzzle_emb_ndim} does not fit into {self.puzzle_emb_len} x {self.hidden_size}')
+        if self.symbols: check_symbols(self)
         return self
 
     @property
@@ -109,6 +112,7 @@ class Recursion(nn.Module):
         nn.init.constant_(self.q_head.bias, -5.0)
         start = (self.positions,) if s.latent_start == 'random' else ()
         for name in self.latent_names: self.register_buffer(self.init_name(name), truncated_normal(*start, s.hidden_size))
+        if s.symbols: begin_alike(self)
 
     @staticmethod
     def init_name(latent:str)->str:
@@ -120,8 +124,8 @@ class Recursion(nn.Module):
     )->Stack:
         "A block stack of the kind that the settings ask for."
         s = self.settings
-        if s.mlp_t: return Stack([MixerBlock(s.hidden_size, self.positions, s.expansion, s.rms_norm_eps, s.gate_norm) for _ in range(layers)])
-        return Stack([AttentionBlock(s.hidden_size, s.num_heads, s.num_key_value_heads, s.expansion, s.rms_norm_eps, s.gate_norm) for _ in range(layers)])
+        if s.mlp_t: return Stack([MixerBlock(s.hidden_size, self.positions, s.expansion, s.rms_norm_eps, s.gate_norm, s.symbols) for _ in range(layers)])
+        return Stack([AttentionBlock(s.hidden_size, s.num_heads, s.num_key_value_heads, s.expansion, s.rms_norm_eps, s.gate_norm, s.symbols) for _ in range(layers)])
 
     def build_levels(self):
         "Make the block stacks; official name `L_level`."

@@ -75,7 +75,7 @@ def _layers(act):
         if not name.endswith('_level'): continue
         s, block = act.settings, level.layers[0]
         mixing = f'SwiGLU over {act.inner.positions} positions' if isinstance(block, MixerBlock) else f'attention, {s.num_heads} heads, {s.pos_encodings} positions'
-        rows.append(f'{name}: {len(level.layers)} blocks of {mixing}, then SwiGLU {s.hidden_size} -> {inner_width(s.hidden_size, s.expansion)}')
+        rows.append(f'{name}: {len(level.layers)} blocks of {mixing}, then SwiGLU {s.hidden_size} -> {inner_width(s.hidden_size, s.expansion, s.symbols)}')
     return '; '.join(rows)
 
 def describe(

@@ -99,9 +99,11 @@ class Attention(nn.Module):
 def inner_width(
     d:int, # width in and out
     expansion:float, # nominal factor
+    symbols:int=0, # equal parts that it must have, see `models.symbols`
 )->int:
-    "Inner width of SwiGLU: round(expansion * d * 2/3), up to a multiple of 256."
-    return math.ceil(round(expansion * d * 2 / 3) / 256) * 256
+    "Inner width of SwiGLU: round(expansion * d * 2/3), up to a multiple of 256, or of 64 for each symbol."
+    step = 64 * symbols or 256
+    return math.ceil(round(expansion * d * 2 / 3) / step) * step
 
 class SwiGLU(nn.Module):
     "Gated feed-forward layer over the last axis (Shazeer 2020)."
@@ -109,9 +111,10 @@ class SwiGLU(nn.Module):
         d:int, # width in and out
         expansion:float=4.0, # nominal factor of the inner width
         norm_eps:float|None=None, # norm the gated product before it is projected down, with this added to its mean square (arXiv 2601.19085)
+        symbols:int=0, # equal parts of the features
     ):
         super().__init__()
-        inner = inner_width(d, expansion)
+        inner = inner_width(d, expansion, symbols)
         self.norm_eps = norm_eps
         self.gate_up_proj, self.down_proj = Linear(d, 2 * inner), Linear(inner, d)
 
@@ -131,10 +134,11 @@ class AttentionBlock(nn.Module):
         expansion:float=4.0, # of SwiGLU
         eps:float=1e-5, # of the norms
         gate_norm:bool=False, # norm within SwiGLU
+        symbols:int=0, # equal parts of the features
     ):
         super().__init__()
         self.eps = eps
-        self.self_attn, self.mlp = Attention(d, heads, kv_heads), SwiGLU(d, expansion, eps if gate_norm else None)
+        self.self_attn, self.mlp = Attention(d, heads, kv_heads), SwiGLU(d, expansion, eps if gate_norm else None, symbols)
 
     def forward(self, x:Tensor, rope:Tensor|None=None)->Tensor:
         "(B, S, d) -> (B, S, d)"
@@ -149,10 +153,11 @@ class MixerBlock(nn.Module):
         expansion:float=4.0, # of both SwiGLUs
         eps:float=1e-5, # of the norms
         gate_norm:bool=False, # norm within both SwiGLUs
+        symbols:int=0, # equal parts of the features
     ):
         super().__init__()
         self.eps, inner_eps = eps, eps if gate_norm else None
-        self.mlp_t, self.mlp = SwiGLU(positions, expansion, inner_eps), SwiGLU(d, expansion, inner_eps)
+        self.mlp_t, self.mlp = SwiGLU(positions, expansion, inner_eps), SwiGLU(d, expansion, inner_eps, symbols)
 
     def forward(self, x:Tensor, rope:None=None)->Tensor:
         "(B, S, d) -> (B, S, d)"

@@ -72,7 +72,7 @@ def stack_flops(
 )->int:
     "Floating-point operations of one application of a block stack to one sequence."
     s, d = settings, settings.hidden_size
-    features = 3 * d * inner_width(d, s.expansion) * positions
+    features = 3 * d * inner_width(d, s.expansion, s.symbols) * positions
     if s.mlp_t: mixing = 3 * positions * inner_width(positions, s.expansion) * d
     else:
         head = d // s.num_heads
