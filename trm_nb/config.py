@@ -66,7 +66,7 @@ RECIPES['demo'] = dict(data=dict(path='data/demo'),
 RECIPES['sudoku-extreme-mixer'] = _PAPER_SUDOKU
 RECIPES['sudoku-extreme-attention'] = _PAPER_SUDOKU
 RECIPES['sudoku-extreme-fast'] = dict(data=dict(path=['data/sudoku-extreme', 'data/sudoku-extreme-near']),
-    learn=dict(steps=20_000, batch_size=192, optimiser='muon', warmup_steps=100, lr_min_ratio=0.0, ema=0.99, eval_every=2000, loss=dict(name='softmax', label_smoothing=0.2, q_weight=0.05)),
+    learn=dict(steps=4000, batch_size=384, optimiser='muon', warmup_steps=100, lr_min_ratio=0.0, ema=0.99, eval_every=400, loss=dict(name='softmax', label_smoothing=0.2, q_weight=0.05), latents=dict(noise=0.1)),
     evaluate=dict(batch_size=2048, max_puzzles=2048))
 RECIPES['maze-hard'] = dict(data=dict(path='data/maze-hard', augment=False), learn=dict(eval_every=5000), evaluate=dict(evaluators=['exact', 'maze']))
 RECIPES['arc-agi-1'] = dict(data=dict(path='data/arc-agi-1'), learn=dict(steps=518_071, weight_decay=0.1, puzzle_lr=1e-2, puzzle_weight_decay=0.1, eval_every=50_000, best='pass@2'), evaluate=dict(evaluators=['exact', 'arc']))
