@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from .act import ACT
 from .layers import MixerBlock, inner_width
+from .symbols import free_parameters
 from .zoo import parameters, step_cost
 
 # %% ../../nbs/02_models/11_info.ipynb #c005
@@ -68,6 +69,10 @@ def _sizes(act):
     parts = {n: sum(p.numel() for p in m.parameters()) for n, m in act.inner.named_children()}
     return ', '.join(f'{n} {k:,}' for n, k in parts.items() if k)
 
+def _tied(act):
+    "How many are free, where weights are tied."
+    return f', of which {free_parameters(act.inner):,} are free, since {act.settings.symbols} symbols are treated alike' if act.settings.symbols else ''
+
 def _layers(act):
     "One line for each block stack."
     rows = []
@@ -90,7 +95,7 @@ def describe(
     rows = dict(
         model=f'{s.name}, width {s.hidden_size}, {s.prefix} prefix positions + {act.shape.seq_len} cells, {act.shape.vocab_size} tokens',
         layers=_layers(act),
-        parameters=f'{parameters(act):,} ({_sizes(act)}); puzzle table {act.shape.num_puzzle_identifiers:,} x {s.puzzle_emb_ndim}',
+        parameters=f'{parameters(act):,} ({_sizes(act)}){_tied(act)}; puzzle table {act.shape.num_puzzle_identifiers:,} x {s.puzzle_emb_ndim}',
         **{'ACT step': f'{len(act.inner.schedule())} updates, the last {act.inner.grad_updates} with gradient; {cost.forward / 1e9:.3g} GFLOP a puzzle, {steps} steps at most',
            'training step': f'{batch_size * cost.training / 1e12:.3g} TFLOP at batch size {batch_size}'},
         memory=f'about {sum(need.values()) / 2**30:.3g} GiB to train in {"bfloat16" if half else "float32"}: ' + ', '.join(f'{k} {v / 2**30:.2g}' for k, v in need.items()),
