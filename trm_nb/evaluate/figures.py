@@ -61,7 +61,7 @@ def tidy(
     ax.set(**labels)
     ax.spines[['top', 'right']].set_visible(False)
     ax.spines[['left', 'bottom']].set_color(COLOURS['line'])
-    ax.tick_params(colors=COLOURS['soft'], labelsize=8)
+    ax.tick_params(which='both', colors=COLOURS['soft'], labelsize=8)
     ax.grid(axis='y', color=COLOURS['line'], lw=.5, alpha=.6)
     ax.set_axisbelow(True)
     for text in (ax.xaxis.label, ax.yaxis.label): text.set(size=9, color=COLOURS['soft'])
