@@ -116,15 +116,18 @@ def as_number(
     try: return float(value) if isinstance(value, str) else value
     except ValueError: return value
 
+_TEXT = ('name', 'runs') # a run may be called 007 or no
+
 def override(
     pair:str, # key=value, the key with dots
 )->dict:
     "`learn.lr=1e-4` as a nested dictionary."
     key, equals, value = pair.partition('=')
     if not equals or not key.strip(): raise UserError(f"'{pair}' is no setting: write key=value, as in learn.lr=1e-4")
-    try: value = as_number(yaml.safe_load(value))
+    try: read = as_number(yaml.safe_load(value))
     except yaml.YAMLError: raise UserError(f"the value of '{pair}' is no YAML") from None
-    return nest({key.strip(): value})
+    text = key.strip() in _TEXT and not isinstance(read, str)
+    return nest({key.strip(): value if text else read})
 
 class _OneKeyOnce(yaml.SafeLoader):
     "YAML whose mappings name every key once."
