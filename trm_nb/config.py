@@ -124,10 +124,11 @@ def override(
     "`learn.lr=1e-4` as a nested dictionary."
     key, equals, value = pair.partition('=')
     if not equals or not key.strip(): raise UserError(f"'{pair}' is no setting: write key=value, as in learn.lr=1e-4")
-    try: read = as_number(yaml.safe_load(value))
+    try: read = yaml.safe_load(value)
     except yaml.YAMLError: raise UserError(f"the value of '{pair}' is no YAML") from None
-    text = key.strip() in _TEXT and not isinstance(read, str)
-    return nest({key.strip(): value if text else read})
+    if key.strip() in _TEXT: read = read if isinstance(read, str) else value
+    else: read = as_number(read)
+    return nest({key.strip(): read})
 
 class _OneKeyOnce(yaml.SafeLoader):
     "YAML whose mappings name every key once."
