@@ -100,6 +100,22 @@ def test_killed_and_resumed(config, after):
     else: same(rows(broken), rows(unbroken), 1e-4)
 
 
+@pytest.mark.parametrize('optimiser', ['muon', 'adam_atan2'])
+def test_tied_digits(config, optimiser):
+    """Two ranks and a resumed run end where one unbroken rank does, and none of them can tell digits apart; nor does a run on untied weights begin from them."""
+    bound = ('model.symbols=4', 'model.puzzle_emb_ndim=0', f'learn.optimiser={optimiser}', 'learn.lr_min_ratio=1', *CALM)
+    one, two, cut = config('bound', *bound), config('bound2', *bound), config('cut', *bound)
+    assert train(one) == train(two, Cluster(nproc=2)) == train(config('cut', *bound, 'learn.steps=16')) == 'done'
+    assert train(cut, resume=True) == 'done'
+    same(rows(one), rows(two), 2e-6)
+    saved = {c.name: load_file(c.folder/'checkpoints'/'last'/'model.safetensors') for c in (one, two, cut)}
+    assert all(torch.equal(v, saved['cut'][k]) for k, v in saved['bound'].items())
+    for w in saved.values():
+        gate = w['inner.L_level.layers.0.mlp.gate_up_proj.weight'].unflatten(0, (2, 4, -1)).unflatten(-1, (4, -1))       # (half, digit, row, digit, column)
+        assert len({gate[:, s, :, t].numpy().tobytes() for s in range(4) for t in range(4)}) == 2
+    with pytest.raises(UserError, match='another model: to start from it set model.symbols=4'): train(config('free', 'model.puzzle_emb_ndim=0', *CALM, f'learn.start_from={one.folder}'))
+
+
 def test_ctrl_c_saves_and_leaves(config):
     c = config('stopped', 'learn.steps=100000', 'learn.eval_every=50000')
     run = start(c, 8)
