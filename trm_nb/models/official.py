@@ -134,8 +134,9 @@ def _official_arch(s):
     if s.name not in OFFICIAL_NAMES: raise UserError(f"the official code has no model '{s.name}'")
     if s.num_key_value_heads not in (None, s.num_heads): raise UserError('the official code has no num_key_value_heads')
     if s.mlp_t and not s.name.startswith('trm'): raise UserError(f"the official code has no mlp_t for '{s.name}'")
-    if s.gate_norm or s.latent_start != 'fixed': raise UserError(f"the official code has no {'gate_norm' if s.gate_norm else 'random latent_start'}")
-    ours = {'name', 'num_key_value_heads', 'train_continue', 'gate_norm', 'latent_start'}
+    for name, mine in (('gate_norm', s.gate_norm), ('symbols', s.symbols), ('random latent_start', s.latent_start != 'fixed')):
+        if mine: raise UserError(f'the official code has no {name}')
+    ours = {'name', 'num_key_value_heads', 'train_continue', 'gate_norm', 'symbols', 'latent_start'}
     arch = dict(name=OFFICIAL_NAMES[s.name], loss=dict(name='losses@ACTLossHead', loss_type='stablemax_cross_entropy'), H_layers=0)
     return arch | s.model_dump(exclude=ours) | dict(forward_dtype='bfloat16' if s.forward_dtype == 'auto' else s.forward_dtype)
 
