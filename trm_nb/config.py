@@ -126,9 +126,9 @@ def override(
     if not equals or not key.strip(): raise UserError(f"'{pair}' is no setting: write key=value, as in learn.lr=1e-4")
     try: read = yaml.safe_load(value)
     except yaml.YAMLError: raise UserError(f"the value of '{pair}' is no YAML") from None
-    if key.strip() in _TEXT: read = read if isinstance(read, str) else value
-    else: read = as_number(read)
-    return nest({key.strip(): read})
+    text = key.strip() in _TEXT
+    if text and not isinstance(read, str): read = value
+    return nest({key.strip(): read if text else as_number(read)})
 
 class _OneKeyOnce(yaml.SafeLoader):
     "YAML whose mappings name every key once."

@@ -14,7 +14,7 @@ from ..data.basics import Settings, UserError
 from ..data.random import draw
 from ..models.act import ACT, Carry
 from ..models.fused import fuse, recast
-from ..models.symbols import alike, alike_gradients, ties
+from ..models.symbols import tie_gradients, tie_weights, ties
 from .callbacks import Callback
 from .curriculum import Stage, check_curriculum, check_order, depth_at
 from .ema import EMA
@@ -166,10 +166,10 @@ class Trainer:
         "Sum gradients over ranks, then move weights, puzzle rows and the running mean."
         if self.optimiser:
             self.ranks.sum_(self.gradients)
-            alike_gradients(self.ties)
+            tie_gradients(self.ties)
             self.scaler.step(self.optimiser)
             self.scaler.update()
-            alike(self.ties)
+            tie_weights(self.ties)
         if self.table_optimiser: self._update_rows(*(self.ranks.gather(torch.cat(t)) for t in zip(*rows)))
         if self.ema: self.ema.update(self.step_number)
 

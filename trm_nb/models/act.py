@@ -17,7 +17,7 @@ from ..data.basics import Settings
 from ..data.random import integers
 from .embedding import Embedding, PuzzleTable, puzzle_prefix
 from .layers import AttentionBlock, Linear, MixerBlock, Stack, rope_table, truncated_normal
-from .symbols import begin_alike, check_symbols
+from .symbols import check_symbols, start_tied
 
 # %% ../../nbs/02_models/03_act.ipynb #c005
 class PuzzleShape(NamedTuple):
@@ -112,7 +112,7 @@ class Recursion(nn.Module):
         nn.init.constant_(self.q_head.bias, -5.0)
         start = (self.positions,) if s.latent_start == 'random' else ()
         for name in self.latent_names: self.register_buffer(self.init_name(name), truncated_normal(*start, s.hidden_size))
-        if s.symbols: begin_alike(self)
+        if s.symbols: start_tied(self)
 
     @staticmethod
     def init_name(latent:str)->str:
