@@ -95,6 +95,21 @@ def state(name, runs='runs'):
     return describe(folder, looker([folder]))['state']
 
 @pytest.mark.slow
+@pytest.mark.parametrize('times, pause', [(1, 0), (20, .1), (400, .002)])
+def test_signals_to_every_process(here, times, pause):
+    "As Slurm sends them: to worker, kernel, torchrun and rank. The run saves and is stopped, however often they come."
+    queue = subprocess.Popen([sys.executable, '-m', 'trm_nb.cli', 'run', 'exp01a', '--budget', 'smoke', '--slots', '1', *TINY], env=os.environ | dict(OMP_NUM_THREADS='1'), start_new_session=True)
+    wait_for((here/'runs/exp01a/metrics.jsonl').exists, queue)
+    family = psutil.Process(queue.pid).children(recursive=True)
+    assert len(family) >= 4
+    for _ in range(times):
+        for p in family:
+            if p.is_running(): p.send_signal(signal.SIGTERM)
+        time.sleep(pause)
+    assert queue.wait(120) is not None
+    assert state('exp01a') == 'stopped' and saved_steps(here/'runs/exp01a/checkpoints'), (here/'runs/exp01a/job.json').read_text()
+
+@pytest.mark.slow
 def test_in_the_background(here):
     "A queue left to itself: followed, stopped and gone on with, it ends as an unbroken run does; the other run is not touched."
     sent = trm('run', 'exp01a', 'exp01b', '--budget', 'smoke', '--slots', '1', '--detach', *TINY)
@@ -185,7 +200,7 @@ def test_slurm(here, monkeypatch):
         wait_for(lambda: (here/'runs/exp01a/metrics.jsonl').exists())
         subprocess.run(['scancel', read_job('runs/exp01a').job], env=cluster.env, check=True)
         wait_for(lambda: state('exp01a') not in ('running', 'queued'))
-        assert state('exp01a') == 'stopped' and (here/'runs/exp01a/checkpoints/last').exists()
+        assert state('exp01a') == 'stopped' and (here/'runs/exp01a/checkpoints/last').exists(), Path('runs/exp01a/job.json').read_text()
         wait_for(lambda: not cluster.run('squeue', '-h', '-j', read_job('runs/exp01a').job).stdout.strip())
         again = trm('resume', 'exp01a', env=cluster.env)
         assert again.returncode == 0, again.stderr

@@ -66,7 +66,7 @@ def test_two_ranks_equal_one(config):
 def start(config, step):
     """Start a run, and return when `step` is logged."""
     prepare(config)
-    run = subprocess.Popen(launch_command(config.folder), start_new_session=True)
+    with (config.folder/'said.txt').open('wb') as said: run = subprocess.Popen(launch_command(config.folder), start_new_session=True, stderr=said)
     while not (config.folder/'metrics.jsonl').exists() or rows_so_far(config) < step:
         assert run.poll() is None, f'the run ended too early: {outcome(config.folder)}'
         time.sleep(.005)
@@ -116,14 +116,18 @@ def test_tied_digits(config, optimiser):
     with pytest.raises(UserError, match='another model: to start from it set model.symbols=4'): train(config('free', 'model.puzzle_emb_ndim=0', *CALM, f'learn.start_from={one.folder}'))
 
 
-def test_ctrl_c_saves_and_leaves(config):
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
+def test_signals_let_it_save_and_leave(config, number):
+    """However often they come, and to whom: all of Slurm's go to every process, and torchrun hands its own on."""
     c = config('stopped', 'learn.steps=100000', 'learn.eval_every=50000')
     run = start(c, 8)
-    os.killpg(run.pid, signal.SIGINT)
-    assert run.wait(30) is not None
+    while run.poll() is None:
+        subprocess.run(['pkill', f'-{number.value}', '-f', str(c.folder)])
+        time.sleep(.002)
     assert outcome(c.folder)['status'] == 'stopped'
     step, = saved_steps(c.folder/'checkpoints')
     assert step >= 8 and load_train_state(c.folder/'checkpoints'/'last')['step'] == step
+    assert 'Traceback' not in (c.folder/'said.txt').read_text()
 
 
 def test_resume_refuses_other_settings(config):

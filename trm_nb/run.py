@@ -13,7 +13,7 @@ import ctypes, errno, json, os, platform, shutil, signal, subprocess, sys, threa
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Callable
 import numpy as np
 import torch
 import typer
@@ -26,7 +26,7 @@ from .data.format import PuzzleDataset
 from .data.loader import TrainLoader, local_batch
 from .evaluate.arc import Arc, answered_tasks
 from .evaluate.evaluator import Cells, Evaluator, evaluate, leakage, make_evaluators, memory_advice
-from .learn.callbacks import CALLBACKS, Callback, Checkpointer, Evaluate, KeepPredictions, Progress, Recorder, RowLog, StopOnSignal
+from .learn.callbacks import CALLBACKS, Callback, Checkpointer, Evaluate, KeepPredictions, Progress, Recorder, RowLog, stop_on_signal
 from .learn.checkpoint import load_train_state, saved_steps
 from .data.device import pick_device
 from .learn.launch import INTERRUPTED, Ranks, last_word, run_and_wait, torchrun_command, wait_for_first
@@ -239,7 +239,7 @@ def compose(
     if ranks.first and started: print(started, file=sys.stderr, flush=True)
     describe = describer(config, train, leak, ranks)
     tell = telemetry(config, train, describe, ranks)
-    callbacks = [StopOnSignal(), Recorder(config.folder), Progress(), Checkpointer(config.folder/'checkpoints', train_state, describe), *([tell] if tell else [])]
+    callbacks = [Recorder(config.folder), Progress(), Checkpointer(config.folder/'checkpoints', train_state, describe), *([tell] if tell else [])]
     if test is not None: callbacks += evaluation_callbacks(config, test, ranks, tell and tell.watch)
     return Trainer(act, loader, config.learn, ranks, callbacks + publisher(config.auto_publish, config.folder) + mirrors(config.run, config.folder) + [CALLBACKS[n]() for n in config.callbacks], config.seed)
 
@@ -256,12 +256,14 @@ def out_of_memory(
 def work(
     folder:str|Path, # run folder with config.yaml
     resume:bool=False, # go on from the last checkpoint
+    ready:Callable[[Trainer], None]=lambda trainer: None, # is told the trainer before its first step
 )->str: # 'done' or 'stopped'
     "Train as one rank of the run in `folder`."
     config = make_config(read_yaml(Path(folder)/'config.yaml'))
     ranks = Ranks.start(config.device)
     trainer = compose(config, ranks, resume)
     if resume: restore(trainer, load_train_state(Path(folder)/'checkpoints'/'last'))
+    ready(trainer)
     try: trainer.fit()
     except torch.OutOfMemoryError: raise out_of_memory(trainer) from None
     ranks.finish()
@@ -275,10 +277,10 @@ def _leave_word(folder, status, message):
 def main(
     args:list[str]|None=None, # FOLDER [--resume]
 )->int: # exit code
-    "Entry of a rank; leaves status.json."
+    "Entry of a rank; leaves status.json. Once it trains, signals let it save and leave, and cut neither short."
     folder, *flags = args or sys.argv[1:]
     first = os.environ.get('RANK', '0') == '0'
-    try: status, message = work(folder, '--resume' in flags), ''
+    try: status, message = work(folder, '--resume' in flags, stop_on_signal), ''
     except UserError as e: status, message = 'failed', str(e)
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS): raise
@@ -381,14 +383,17 @@ def watch(
     from trm_nb.explore.draw import draw_curves
     command = launch_command(config.folder, cluster, resume)
     folder, began, shown = prepare(config, cluster.world, resume, overwrite), time.time(), 0
-    line, curves, log = display(Markdown('starting'), display_id=True), None, RowLog(folder/'metrics.jsonl')
+    line, curves, log, asked = display(Markdown('starting'), display_id=True), None, RowLog(folder/'metrics.jsonl'), []
     with (folder/'stdout.log').open('ab') as out, (folder/'stderr.log').open('ab') as err: process = subprocess.Popen(command, stdout=out, stderr=err, preexec_fn=_die_with_parent)
-    with _term_interrupts():
+    with _signals(lambda *_: asked.append('by a signal')):
         while True:
-            ended, rows = _wait(process, folder, every), log.rows()
+            ended, rows = _wait(process, folder, every, asked), log.rows()
             line.update(Markdown(progress_line(rows, config.learn.steps, time.time() - began)))
             if (live or ended) and len(rows) > max(2, shown): curves, shown = _show(draw_curves(rows), curves), len(rows)
-            if ended: return 'stopped' if ended == 'asked' and outcome(folder)['status'] == 'died' else _finish(folder, process.returncode)
+            if ended: break
+    (folder/'stop').unlink(missing_ok=True)
+    if asked and outcome(folder)['status'] == 'died': _leave_word(folder, 'stopped', '') # before its first step
+    return _finish(folder, process.returncode)
 
 def _show(figure, handle):
     "Show a figure, in the place of the one before."
@@ -402,29 +407,24 @@ def _die_with_parent():
     if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 @contextmanager
-def _term_interrupts():
-    "Let SIGTERM act as Ctrl-C, where signals may be handled."
+def _signals(handle):
+    "Handle Ctrl-C and SIGTERM, where signals may be handled."
     main = threading.current_thread() is threading.main_thread()
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler) if main else None
+    previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
     try: yield
     finally:
-        if main: signal.signal(signal.SIGTERM, previous)
+        for s, handler in previous.items(): signal.signal(s, handler)
 
-def _wait(process, folder, seconds):
-    "Wait for the end, which Ctrl-C or a file `stop` ask for: 'ended', 'asked' or, where it is not there yet, nothing."
-    try:
-        if not (folder/'stop').exists(): return process.wait(seconds) is not None and 'ended'
-    except subprocess.TimeoutExpired: return ''
-    except KeyboardInterrupt: pass
-    return _interrupt(process, folder)
-
-def _interrupt(process, folder):
-    "Let the ranks save and leave; what was asked for is done then."
-    process.send_signal(signal.SIGINT)
-    (folder/'stop').unlink(missing_ok=True)
-    while True:
-        try: return process.wait() is not None and 'asked'
-        except KeyboardInterrupt: pass
+def _wait(process, folder, seconds, asked):
+    "Whether the processes have ended, looked for so long; once they are asked to, by a signal or a file `stop`, until they have."
+    until = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < until:
+        if (folder/'stop').exists(): asked.append('by the file')
+        if asked:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+        else: time.sleep(.05)
+    return process.poll() is not None
 
 def check_parameters(
     namespace:dict, # globals() of a notebook, just after its parameters

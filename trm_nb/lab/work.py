@@ -106,12 +106,14 @@ def execute(
     job, hold = read_job(folder), Hold(Path(folder)/'job.lock')
     previous = signal.signal(signal.SIGTERM, lambda *_: ask_to_stop(folder))
     job.update(state='running', pid=os.getpid(), host=socket.gethostname(), started=time.time(), finished=None, error=None)
-    try: state, error = _try(job, rendezvous)
-    finally: signal.signal(signal.SIGTERM, previous)
-    (job.path/'stop').unlink(missing_ok=True)
-    job.update(state=state, error=error, finished=time.time(), exit=int(state == 'failed'))
-    _mirror(job)
-    hold.release()
+    try:
+        state, error = _try(job, rendezvous)
+        (job.path/'stop').unlink(missing_ok=True)
+        job.update(state=state, error=error, finished=time.time(), exit=int(state == 'failed'))
+        _mirror(job)
+    finally:
+        hold.release()
+        signal.signal(signal.SIGTERM, previous)
     return state
 
 def worker(

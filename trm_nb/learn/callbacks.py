@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CALLBACKS', 'Callback', 'RowLog', 'Recorder', 'Evaluate', 'evaluate_mean', 'KeepPredictions', 'metrics', 'metric',
-           'better', 'Checkpointer', 'Progress', 'StopOnSignal']
+           'better', 'Checkpointer', 'Progress', 'stop_on_signal']
 
 # %% ../../nbs/05_learn/07_callbacks.ipynb #c002
 import json, os, signal, sys, time
@@ -248,15 +248,9 @@ class Progress(Callback):
         "Close the bar."
         self.bar.close()
 
-class StopOnSignal(Callback):
-    "SIGINT and SIGTERM end the run after the present step, with a checkpoint."
-    order = 0
-
-    def before_fit(self, trainer):
-        "Take over the signals."
-        def ask(*_): trainer.stop = True
-        self.previous = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def after_fit(self, trainer):
-        "Give the signals back."
-        for s, handler in self.previous.items(): signal.signal(s, handler)
+def stop_on_signal(
+    trainer, # of this process
+):
+    "From now on SIGINT and SIGTERM end the run after the present step, with a checkpoint; the same signal once more cuts nothing short."
+    def ask(*_): trainer.stop = True
+    for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, ask)

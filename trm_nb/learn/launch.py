@@ -77,7 +77,8 @@ def torchrun(
     args:list[str], # torchrun's arguments
 )->int: # exit code
     "torchrun, without tracebacks about signals and failed ranks; a second signal does not cut short what the first began."
-    for name, value in (('LOGLEVEL', 'CRITICAL'), ('TORCH_ELASTIC_SHUTDOWN_TIMEOUT', '600'), ('TORCHELASTIC_SIGNALS_TO_HANDLE', 'SIGQUIT')): os.environ.setdefault(name, value)    # 600 s: time to save before torchrun kills
+    for name, value in (('LOGLEVEL', 'CRITICAL'), ('TORCH_ELASTIC_SHUTDOWN_TIMEOUT', '600'), ('PET_SIGNALS_TO_HANDLE', 'SIGQUIT'), ('TORCHELASTIC_SIGNALS_TO_HANDLE', 'SIGQUIT')): # newer and older torch; 600 s: time to save before torchrun kills
+        os.environ.setdefault(name, value)
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
