@@ -7,7 +7,7 @@ __all__ = ['INTERRUPTED', 'Ranks', 'torchrun', 'torchrun_command', 'answers', 'w
            'run_and_wait']
 
 # %% ../../nbs/05_learn/06_launch.ipynb #c002
-import json, os, signal, socket, subprocess, sys, time
+import json, logging, os, signal, socket, subprocess, sys, time
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -79,6 +79,7 @@ def torchrun(
     "torchrun, without tracebacks about signals and failed ranks; a second signal does not cut short what the first began."
     for name, value in (('LOGLEVEL', 'CRITICAL'), ('TORCH_ELASTIC_SHUTDOWN_TIMEOUT', '600'), ('PET_SIGNALS_TO_HANDLE', 'SIGQUIT'), ('TORCHELASTIC_SIGNALS_TO_HANDLE', 'SIGQUIT')): # newer and older torch; 600 s: time to save before torchrun kills
         os.environ.setdefault(name, value)
+    logging.getLogger('torch.distributed.elastic').setLevel(os.environ['LOGLEVEL'])
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
