@@ -300,3 +300,9 @@ def test_a_training_does_not_begin_with_another_model(step_file):
     before = {k: v.clone() for k, v in other.state_dict().items()}
     with pytest.raises(UserError, match=rf'set model.L_cycles={known.act.settings.L_cycles}$'): pretrained.warm_start(other, step_file('trm_attention'))
     assert all(torch.equal(v, before[k]) for k, v in other.state_dict().items())
+
+@pytest.mark.parametrize('config', [True, False])
+def test_tied_digits_do_not_begin_with_untied_ones(step_file, config):
+    known = load_pretrained(step_file('trm_mlp_mixer'), seq_len=16)
+    other = build_model(known.act.settings.model_copy(update=dict(symbols=2, puzzle_emb_ndim=0)), known.shape)
+    with pytest.raises(UserError, match=r'another model: to start from it set .*model.symbols=0'): pretrained.warm_start(other, step_file('trm_mlp_mixer', config=config))

@@ -208,7 +208,7 @@ def load_pretrained(
 
 # %% ../../nbs/02_models/12_pretrained.ipynb #w002
 _TRAINING = FREE | {'no_ACT_continue', 'train_continue'} # settings that may differ from those of the checkpoint that a training begins with
-_TOLD = {'name', 'hidden_size', 'mlp_t', 'pos_encodings', 'puzzle_emb_ndim', 'H_layers', 'L_layers'} # settings that the tensors of an official file tell
+_TOLD = {'name', 'hidden_size', 'mlp_t', 'pos_encodings', 'puzzle_emb_ndim', 'H_layers', 'L_layers', 'symbols'} # settings that the tensors of an official file tell; none has tied symbols
 
 def _check_same(act, metadata, path):
     "`UserError` unless the checkpoint holds the same model."
