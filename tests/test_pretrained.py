@@ -25,6 +25,7 @@ def step_file(golden, tmp_path):
         settings, weights = json.loads((golden/case/'config.json').read_text()), np.load(golden/case/'weights.npz')
         torch.save({prefix + k.removeprefix('model.'): torch.from_numpy(v).to(dtype) for k, v in weights.items()}, tmp_path/'step_5')
         section = {k: v for k, v in settings.items() if k not in DATA} | dict(name=f"recursive_reasoning.{settings['arch']}@Any", loss=dict(name='losses@ACTLossHead')) | arch
+        (tmp_path/'all_config.yaml').unlink(missing_ok=True)
         if config: (tmp_path/'all_config.yaml').write_text(yaml.safe_dump(dict(arch={k: v for k, v in section.items() if v != 'leave out'}, lr=1e-4)))
         return tmp_path/'step_5'
     return make
