@@ -127,7 +127,7 @@ class Calibration:
         low, high = wilson(self.came_true * self.count, self.count)
         ax.plot([0, 1], [0, 1], color=COLOURS['soft'], lw=1, ls='--')
         gaps = np.clip([self.came_true - low, high - self.came_true], 0, 1)
-        ax.errorbar(self.promised, self.came_true, gaps, fmt='o-', color=COLOURS['answer'], ms=4, lw=1.2)
+        ax.errorbar(self.promised, self.came_true, gaps, fmt='o', color=COLOURS['answer'], ms=4, lw=1.2)
         tidy(ax, xlabel='sigmoid(q_halt)', ylabel='share solved', xlim=(-.03, 1.03), ylim=(-.03, 1.03))
         return picture
 

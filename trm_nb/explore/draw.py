@@ -15,6 +15,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.patheffects import withStroke
 from matplotlib.path import Path
 from matplotlib.textpath import TextPath
 from ..data.basics import Registry
@@ -271,7 +272,7 @@ def draw_halting(
     if not many: _points(ax, steps, q[0], right[0] if correct is not None else None)
     low, high = min(q.min(), -1), max(q.max(), 1)
     tidy(ax, xlabel='ACT step', ylabel='q_halt', ylim=(low - .1 * (high - low), high + .14 * (high - low)), xlim=(.5, len(steps) + .5))
-    ax.annotate('stops above 0', (.985, 0), xycoords=('axes fraction', 'data'), xytext=(0, 3), textcoords='offset points', ha='right', va='bottom', fontsize=8, color=COLOURS['soft'])
+    ax.annotate('stops above 0', (.015, 0), xycoords=('axes fraction', 'data'), xytext=(0, 3), textcoords='offset points', ha='left', va='bottom', fontsize=8, color=COLOURS['soft'], zorder=4, path_effects=[withStroke(linewidth=3, foreground='white')])
     ax.locator_params(axis='x', integer=True)
     return result
 
@@ -312,14 +313,15 @@ def _curve(ax, rows, name, colour, label, span, scale=1):
     if len(x): ax.plot(x, scale * y, color=colour, lw=1, ls='--', marker='o', ms=4, mfc='white', label=f'{label}, evaluation')
 
 def _legend(ax):
-    if ax.get_legend_handles_labels()[0]: ax.legend(fontsize=8, frameon=False, labelcolor=COLOURS['soft'])
+    "Names of the curves, beside them."
+    if ax.get_legend_handles_labels()[0]: ax.legend(fontsize=8, frameon=False, labelcolor=COLOURS['soft'], loc='center left', bbox_to_anchor=(1, .5))
 
 def draw_curves(
     rows:list[dict], # rows of metrics.jsonl
     span:int=3, # rows that the smoothing looks back
 )->Picture:
     "Loss on the left, accuracies on the right."
-    picture = Picture(8.2, 2.7)
+    picture = Picture(9.6, 2.7)
     left, right = picture.subplots(1, 2)
     _curve(left, rows, 'loss', CYCLE[0], 'loss', span)
     _curve(right, rows, 'exact_accuracy', CYCLE[0], 'puzzles', span, 100)

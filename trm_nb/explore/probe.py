@@ -340,12 +340,13 @@ def draw_conditions(
     "Accuracy by step for each condition, and at the end."
     left, right = figure.subplots(1, 2, width_ratios=[1.3, 1])
     groups = list(a.numbers.groupby('condition', sort=False))
-    for i, ((name, rows), colour) in enumerate(zip(groups, (CYCLE * 3)[:len(groups)])):
-        left.plot(rows.step, 100 * rows.right, color=colour, lw=1.5, ls='-' if i % 2 == 0 else '--', marker='o', ms=3)
-        right.barh(i, 100 * rows.cells.iloc[-1], color=colour, alpha=.35, height=.7)
-        right.barh(i, 100 * rows.right.iloc[-1], color=colour, height=.7)
+    for i, (name, rows) in enumerate(groups):
+        turn, colour = divmod(i, len(CYCLE))
+        left.plot(rows.step, 100 * rows.right, color=CYCLE[colour], lw=1.5, ls=('-', '--', ':')[turn % 3], marker='o', ms=3)
+        for share, alpha in ((rows.cells, .35), (rows.right, 1)): right.barh(i, 100 * share.iloc[-1], color=CYCLE[colour], alpha=alpha, height=.7, hatch=(None, '////', '....')[turn % 3], edgecolor='white', lw=0)
     right.set_yticks(range(len(groups)), [name for name, _ in groups])
     right.invert_yaxis()
+    left.locator_params(axis='x', integer=True)
     tidy(left, xlabel='ACT step', ylabel='puzzles right, %', ylim=(-3, 103))
     tidy(right, xlabel='at the end: puzzles (cells pale) right, %', xlim=(0, 101))
     right.grid(False)

@@ -309,6 +309,11 @@ function curve(ctx, f, xs, ys, colour, { width = 1.5, alpha = 1, dash = [] } = {
   ctx.stroke(); ctx.restore();
 }
 
+function note(ctx, theme, text, x, y, colour) { // readable over curves
+  ctx.font = `600 10px ${FONT}`; ctx.textAlign = 'left'; ctx.textBaseline = 'bottom';
+  ctx.lineWidth = 4; ctx.lineJoin = 'round'; ctx.strokeStyle = theme.card; ctx.strokeText(text, x, y);
+  ctx.fillStyle = colour; ctx.fillText(text, x, y);
+}
 function dot(ctx, x, y, r, fill, rim) {
   ctx.beginPath(); ctx.arc(x, y, r, 0, 2 * Math.PI); ctx.fillStyle = fill; ctx.fill();
   if (rim) { ctx.strokeStyle = rim; ctx.lineWidth = 1.5; ctx.stroke(); }
@@ -870,7 +875,7 @@ export class Explorer {
     }
     const ys = padded(range(curves.map(c => c.y), -1, 1)), f = plotCurves(ctx, width, height, theme, { curves, xs: this.span(), ys, threshold: 0 });
     for (const [t, colour, ends] of points) for (let s = 0; s < t.steps; s++) dot(ctx, f.x((ends[s] + 1) / t.U), f.y(t.arrays.q_halt[s]), 2.6, t.arrays.halts[s] ? colour : theme.card, colour);
-    ctx.font = `10px ${FONT}`; ctx.fillStyle = theme.soft; ctx.textAlign = 'right'; ctx.textBaseline = 'bottom'; ctx.fillText('stops above', f.right, f.y(0) - 3);
+    note(ctx, theme, 'stops above', f.left + 4, f.y(0) - 3, theme.soft);
     this.panels.q.key(this.sides.b ? [['left', theme.cycle[0]], ['right', theme.cycle[1]]] : []);
     return { f };
   }
@@ -1658,7 +1663,7 @@ export class HaltingLab extends Lab {
     const d = this.data, signal = this.signals[this.signal.value], y = f.y(this.threshold);
     for (let i = 0; i < Math.min(d.n, 300); i++) { const s = this.stops[i]; if (this.picked < 0 || i === this.picked) dot(ctx, f.x(s), f.y(signal[i * d.steps + s - 1]), 2.4, d.right[i * d.steps + s - 1] ? theme.cycle[0] : theme.cycle[1]); }
     ctx.strokeStyle = theme.pick; ctx.lineWidth = 2; ctx.beginPath(); ctx.moveTo(f.left, y); ctx.lineTo(f.right, y); ctx.stroke();
-    ctx.font = `600 10px ${FONT}`; ctx.fillStyle = theme.pick; ctx.textAlign = 'left'; ctx.textBaseline = 'bottom'; ctx.fillText('drag', f.left + 4, y - 3);
+    note(ctx, theme, 'drag', f.left + 4, y - 3, theme.pick);
   }
 
   tally() { const d = this.data, good = new Float32Array(d.steps), bad = new Float32Array(d.steps); this.stops.forEach((s, i) => { (d.right[i * d.steps + s - 1] ? good : bad)[s - 1]++; }); return { good, bad }; }
