@@ -55,6 +55,8 @@ def test_notebook(path):
     assert exports(path) or path.name in ('index.ipynb', 'reference.ipynb') or path.parent.name in ('tutorials', 'howto', 'explain'), 'first cell: #| default_exp room.module'
     outputs = [output for cell in cells(path) for output in cell.get('outputs', [])]
     assert not [o for o in outputs if o['output_type'] == 'error'], 'an error is stored as output'
+    said = ''.join(text for o in outputs if o.get('name') == 'stderr' for text in o['text'])
+    assert not re.search('[\r\x1b]|Warning', said), 'a progress bar or a warning is stored as output'
     assert len(json.dumps(outputs)) < 200_000, 'outputs over 200 KB'
     assert path.stat().st_size < 300_000, 'over 300 KB: what its widgets hold is kept with it?'
 
