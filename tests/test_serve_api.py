@@ -1,5 +1,5 @@
 """The engine and the API around it: what clients get, whatever they send, and what they cannot break."""
-import asyncio, contextlib, io, json, logging, os, re, signal, socket, subprocess, sys, threading, time, urllib.request
+import asyncio, contextlib, gzip, io, json, logging, os, re, signal, socket, subprocess, sys, threading, time, urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 import numpy as np
@@ -105,6 +105,9 @@ def test_maze(tmp_path):
         answer = c.post('/api/solve', json=dict(puzzle=example['puzzle'])).json()['answers'][0]
         AnswerOut(**answer)
         assert len(answer['grid']) == 6 and c.get(f"/api/task/{example['id']}").json() == example
+        named = c.post('/api/solve', json=dict(task_id=example['id'])).json()
+        assert named['answers'][0]['text'] == answer['text'] and not [note for note in named['notes'] if 'no answer' in note]
+        assert 'a maze with no goal: no answer can be right' in c.post('/api/solve', json=dict(puzzle=example['puzzle'].replace('G', ' '))).json()['notes']
 
 
 class Echo:
@@ -250,6 +253,7 @@ def test_token(solver):
             for headers in ({}, {'authorization': 'Bearer secret'}, {'authorization': 'Basic c2VjcmV0'}): assert c.get(path, headers=headers).status_code == 401
         assert c.post('/api/solve', content=b'x' * 10_000_000).status_code == 401        # before anything is read
         assert c.get('/metrics', headers=right).status_code == 200 and c.get('/health').status_code == 200
+        assert c.get('/metrics', headers={'authorization': 'bearer sécret'.encode()}).status_code == 200
 
 
 def test_cors_is_off_unless_asked_for(solver, checkpoint):
@@ -383,6 +387,29 @@ def test_full_queue(solver, puzzles):
             gated.open()
             assert first.result().status_code == waiting.result().status_code == 200
         assert c.post('/api/solve', json=dict(puzzles=puzzles[:3])).status_code == 429          # never more than fit
+
+
+def test_retry_after_is_of_what_happens_now(solver, puzzles):
+    "Idle time before the last answers, and older answers, tell nothing of the queue."
+    with Engine(solver, ServeSettings(time_limit=20)) as engine:
+        now = time.monotonic()
+        engine.statistics.recent.extend([(now - 900, 1.)] * 50 + [(now - 10, 1.)] * 100)
+        assert engine.statistics.rate == pytest.approx(10, rel=.1)
+        engine.statistics.recent.clear()
+        engine.statistics.recent.extend([(now - 900, 1.)] * 50)
+        assert engine.statistics.rate == 0 and 1 <= engine.retry_after() <= 20
+
+
+def test_puzzles_that_cannot_be_solved_are_named(solver):
+    with client(solver) as c:
+        notes = c.post('/api/solve', json=dict(puzzles=[FOUR, '11' + '.' * 14])).json()['notes']
+        assert [n for n in notes if n.startswith('puzzle 2: two equal givens')] and not [n for n in notes if n.startswith('puzzle 1')]
+
+
+def test_encoded_bodies_are_refused(solver):
+    with client(solver) as c:
+        told = c.post('/api/solve', content=gzip.compress(b'{}'), headers={'content-type': 'application/json', 'content-encoding': 'gzip'})
+        assert told.status_code == 415 and 'gzip' in told.json()['error']
 
 
 def test_crash_is_answered_and_logged(solver, puzzles):

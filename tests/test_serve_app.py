@@ -166,9 +166,9 @@ def test_a_grid_that_is_drawn(shelf, tmp_path):
     pairs = board.board['pairs']
     draw = lambda grid: (board._receive(None, dict(type='solve', a=dict(settings={}), tokens=arc.parse(grid).tolist()), []), settle(board))
     draw([[1, 2], [3, 4]])
-    assert board.entries[board.entry].name == 'edited' and board.board['pairs'] == pairs and len(pairs) == 2 and board.board['banner'] == BANNERS['blank']
+    assert board.entries[board.entry].name == 'edited' and board.board['pairs'] == pairs[:2] + [[[[1, 2], [3, 4]], None]] and len(pairs) == 3 and board.board['banner'] == BANNERS['blank']
     draw([[5]])
-    assert board.board['pairs'] == pairs                                       # also when it is edited again
+    assert board.board['pairs'] == pairs[:2] + [[[[5]], None]]                                       # also when it is edited again
     board._receive(None, dict(type='entry', entry=[e.name for e in board.entries].index('to draw')), [])
     settle(board)
     assert board.board['pairs'] == [] and board.board['banner'] == BANNERS['bare']
@@ -484,6 +484,26 @@ def test_the_gate_stands_before_the_page_too(checkpoint, tmp_path):
         assert code == 0 and 'a request failed' not in log and '"status": 5' not in log and 'UnicodeDecodeError' not in log
 
 @pytest.mark.slow
+def test_the_api_beside_the_page(checkpoint, tmp_path):
+    "What the API has is not taken for a page: HEAD is answered, another way or a slash too many is a 405, the unknown a 404, each with its words."
+    pytest.importorskip('gradio')
+    with served(tmp_path, checkpoint) as server:
+        for path in ('/health', '/api/models', '/'): assert server.call('HEAD', path)[::2] == (200, b''), path
+        for method, path, allowed in (('GET', '/api/solve', 'POST'), ('DELETE', '/health', 'GET'), ('GET', '/health/', 'GET'), ('POST', '/api/solve/', 'POST'), ('GET', '/docs/', 'GET')):
+            status, headers, body = server.call(method, path, b'{}' if method == 'POST' else None, content_type='application/json')
+            assert (status, headers['allow'], set(json.loads(body))) == (405, allowed, {'error', 'request'}), (method, path, status, body)
+        status, _, body = server.call('GET', '/api/nonsense')
+        assert status == 404 and set(json.loads(body)) == {'error', 'request'}
+
+@pytest.mark.slow
+def test_a_login_without_a_name(checkpoint, tmp_path):
+    pytest.importorskip('gradio')
+    form = lambda password: ''.join(f'--x\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n' for k, v in (('username', ''), ('password', password))) + '--x--\r\n'
+    with served(tmp_path, checkpoint, '--token', 's3cret') as server:
+        login = lambda password: server.call('POST', '/login', form(password).encode(), content_type='multipart/form-data; boundary=x')
+        assert login('s3cret')[0] == 200 and 'set-cookie' in login('s3cret')[1] and login('wrong')[0] == 400
+
+@pytest.mark.slow
 def test_sites_that_may_ask(checkpoint, tmp_path):
     pytest.importorskip('gradio')
     with served(tmp_path, checkpoint, '--cors', 'https://a.org', '--cors', 'https://b.org') as server:
@@ -559,8 +579,32 @@ def test_from_one_command_to_played_steps(checkpoint, tmp_path):
         page.get_by_label('Maze', exact=True).check()
         page.locator('.page-banner').get_by_text('random').wait_for()
         wait('x.sides.a.cells === 900')
-        # a phone
+        # the colours to draw with are those of the kind on the board
+        swatches = lambda: page.evaluate("[...document.querySelectorAll('.trm .trm-swatches button')].map(b => [+b.dataset.token, b.style.background])")
+        page.get_by_label('ARC', exact=True).check()
+        wait('x.sides.a.cells === 900 && x.info.look.symbols.length > 10')
+        page.get_by_role('button', name='Edit', exact=True).click()
+        assert len(swatches()) == 10 and len({colour for _, colour in swatches()}) == 10 and all(colour for _, colour in swatches())
+        page.keyboard.press('Escape')
+        page.get_by_label('Sudoku', exact=True).check()
+        wait('x.sides.a.cells === 16')
+        # a field that is left by pressing Solve begins the solve, and the click does not end it, however slow
+        page.get_by_role('button', name='Settings', exact=True).click()
+        page.get_by_label('steps').first.fill('7')
+        page.get_by_role('button', name='Solve', exact=True).click(delay=150)
+        wait('x.sides.a.steps === 7')
+        page.get_by_label('Maze', exact=True).check()
+        wait('x.sides.a.cells === 900')
+        # the lines of Python have the address that the page was opened at
+        page.get_by_role('tab', name='Python').click()
+        page.locator('.cm-content').get_by_text(address + '/api/solve').wait_for()
+        page.get_by_role('tab', name='Solve', exact=True).click()
+        # a phone, whose menu is seen
         page.set_viewport_size(dict(width=390, height=844))
+        page.wait_for_function("() => document.querySelector('.trm-narrow')")
+        page.get_by_role('button', name='Export').click()
+        assert page.evaluate("(b => b.left >= 0 && b.right <= innerWidth)(document.querySelector('.trm-menu').getBoundingClientRect())")
+        page.get_by_role('button', name='Export').click()
         page.wait_for_function("() => document.querySelector('.trm-narrow') && document.documentElement.scrollWidth <= innerWidth")
         # the documentation of the API, and a question from there
         page.get_by_role('link', name='API').click()
@@ -624,7 +668,7 @@ def test_a_task_from_a_file_is_learned(tmp_path):
         assert list(json.loads(loaded.value.path().read_text())) == ['own-task']
         page.get_by_role('tab', name='Solve').click()
         page.wait_for_function(SOLVED % "x.info.puzzles[x.info.entry] === 'own-task' && x.info.model === 'own-task, learned from runs/arc' && !x.info.banner", timeout=60_000)
-        assert page.locator('.page-pairs figure').count() == 2 and page.locator('.page-banner:visible').count() == 0
+        assert page.locator('.page-pairs figure').count() == 3 and page.locator('.page-banner:visible').count() == 0
         page.get_by_role('tab', name='New ARC task').click()
         page.get_by_role('spinbutton', name='Steps').fill('2000')
         page.get_by_role('button', name='Learn', exact=True).click()

@@ -98,6 +98,7 @@ def read_puzzles(
 )->list[Entry]:
     "Entries that a text holds; `UserError` says what is wrong with it."
     if not text.strip(): raise UserError('nothing was pasted')
+    if any(ord(c) < 32 and not c.isspace() for c in text): raise UserError(f'{name or "this"} is not text')
     value = _json(text) if text.lstrip()[:1] in ('{', '[') else None
     if isinstance(value, dict):
         found = _task_entries(puzzle, value, name.removesuffix('.json'))

@@ -9,6 +9,7 @@ __all__ = ['RATE', 'MOST', 'Paged', 'Packed', 'Explorer', 'read_metrics', 'metri
 import asyncio, base64, gzip, json, time
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 import tempfile, threading
 import anywidget
@@ -248,9 +249,15 @@ def _on_model(self, m):
     self._again(model=m['name'])
 
 def _on_read(self, m):
-    self._join(read_puzzles(self.solver.puzzle, m['text'], m.get('name', '')))
+    self._join(self._renamed(read_puzzles(self.solver.puzzle, m['text'], m.get('name', ''))))
     self._again()
     return dict(ok=True)
+
+def _renamed(self, entries):
+    "Entries under names that the list does not have yet."
+    taken = {e.name for e in self.entries}
+    free = lambda name: next(n for i in count(1) if (n := name + f' {i}' * (i > 1)) not in taken)
+    return [replace(e, name=free(e.name)) for e in entries]
 
 def _on_check(self, m): return dict(clashes=contradictions(self.solver.puzzle, self.solver.look, np.array(m['tokens'], np.uint8))[0])
 
@@ -286,7 +293,7 @@ def _exported(self, tell, m):
     tell.end()
     return data
 
-for f in (_receive, _fail, _say, _on_solve, _edited, _contradicts, _on_cancel, _on_entry, _on_compare, _on_model, _on_read, _on_check, _on_reads, _on_export, _answer, _influence, _exported): setattr(Explorer, f.__name__, f)
+for f in (_receive, _fail, _say, _on_solve, _edited, _contradicts, _on_cancel, _on_entry, _on_compare, _on_model, _on_read, _renamed, _on_check, _on_reads, _on_export, _answer, _influence, _exported): setattr(Explorer, f.__name__, f)
 
 # %% ../../nbs/04_explore/08_widgets.ipynb #c009
 def _beside(self, models):

@@ -134,7 +134,7 @@ class Adapted:
         t, rows = self.task, len(self.act.inner.puzzle_emb.weights) - 1
         lines = [f'task {t.name}: {len(t.train)} training pairs, {rows} copies, {self.settings.steps:,} steps in {self.seconds:.0f} s',
                  f"training pairs right: {_percent(self.curve[0]['exact_accuracy'])} at first, {_percent(self.learned)} in the end"]
-        if (self.learned or 0) < .5: lines.append('the rule was not learned from the training pairs: do not rely on the attempts; more --steps or another --lr may help')
+        if (self.learned or 0) < .5: lines.append('the rule was not learned from the training pairs: do not rely on the attempts; more steps or another rate (--steps, --lr) may help')
         for pair in self.votes.pairs:
             lines.append(f'\ntest pair {pair.number}: {pair.votes} answers, {pair.tried} different')
             lines += [_attempt_text(i, c) for i, c in enumerate(pair.candidates[:2], 1)]
@@ -150,7 +150,8 @@ class Adapted:
         for name, label, colour in (('accuracy', 'cells', COLOURS['unsure']), ('exact_accuracy', 'whole grids', COLOURS['answer'])):
             ax.plot(steps, [float('nan') if r[name] is None else 100 * r[name] for r in self.curve], color=colour, marker='o', ms=3, label=label)
         ax.legend(fontsize=8, frameon=False, labelcolor=COLOURS['soft'], loc='lower right')
-        tidy(ax, xlabel='step', ylabel='right in training pairs, %', ylim=(-3, 103))
+        tidy(ax, xlabel='step', ylabel='right in training pairs, %', ylim=(-3, 103), xlim=(0, None))
+        ax.locator_params(axis='x', integer=True)
         return picture
 
 # %% ../../nbs/05_learn/09_adapt.ipynb #c019

@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field, ValidationError, WithJsonSchema
 from .. import __version__
 from ..data.arc import Task, read_task
 from ..data.basics import MissingExtra, Settings, UserError, explain
-from ..data.format import PUZZLES
+from ..explore.bench import contradictions
 from ..explore.solver import Answer
 from .docs import docs_page
 from .engine import BUCKETS, Closed, Crashed, Engine, Full, Models, Reply, ServeSettings, TimeUp, about
@@ -47,7 +47,7 @@ class SolveRequest(Settings):
     identifier: int | None = Field(None, ge=0, description='Row of the puzzle table; 0 is the blank one.')
     H_cycles: int | None = Field(None, ge=1, le=16, description="Rounds of the recursion in a step; otherwise the model's own number.")
     votes: int = Field(1, ge=1, le=1000, description='ARC: ask so many turned and recoloured copies and count their answers.')
-    time_limit: float | None = Field(None, ge=1, le=3600, description="Seconds; the server's own limit holds too.")
+    time_limit: float | None = Field(None, ge=.1, le=3600, description="Seconds; the server's own limit holds too.")
 
     def options(self)->dict:
         "What the engine is told about every puzzle."
@@ -93,9 +93,9 @@ class Question:
     wishes:list # from `Engine.wish`
     ballots:list[Ballot]=field(default_factory=list) # of ARC tasks, in their order
 
-def _known(name):
-    "What the server knows under a name: an ARC task, or the text of a puzzle."
-    found = find_example(name, PUZZLES['arc'])
+def _known(name, engine):
+    "What the server knows under a name: an example of the model's kind or an ARC task, as a task or as the text of a puzzle."
+    found = find_example(name, engine.solver.puzzle)
     if not found: raise BadRequest(404, f'no task {name[:64]!r} here')
     return found.task or found.puzzle
 
@@ -105,16 +105,16 @@ def _listed(values, name, engine):
     if len(values) > engine.settings.max_puzzles: raise UserError(f'{len(values)} {name}: at most {engine.settings.max_puzzles} in a request')
     return values
 
-def _one_of(number, value):
+def _one_of(number, value, engine):
     "A task of several."
-    task = _known(value) if isinstance(value, str) else read_task(value, NAMELESS, f'tasks, number {number}', secret=True)
+    task = _known(value, engine) if isinstance(value, str) else read_task(value, NAMELESS, f'tasks, number {number}', secret=True)
     if not isinstance(task, Task): raise UserError(f'tasks, number {number}: {value!r} is no ARC task')
     return task
 
 def _tasks(asked, engine):
     "The ARC tasks of a request."
     if asked.task is not None: return [read_task(asked.task, asked.task_id or NAMELESS, 'request', secret=True)]
-    return [_one_of(i, value) for i, value in enumerate(_listed(asked.tasks, 'tasks', engine), 1)]
+    return [_one_of(i, value, engine) for i, value in enumerate(_listed(asked.tasks, 'tasks', engine), 1)]
 
 def _ballot(asked, engine, task):
     rows = rows_by_name(engine)
@@ -145,7 +145,7 @@ def understand(
     "Puzzles parsed, limits kept; `UserError` or `BadRequest` says what is wrong."
     if asked.task is not None or asked.tasks is not None: return _of_tasks(asked, engine, _tasks(asked, engine))
     if asked.task_id is None: return _of_puzzles(asked, engine, [asked.puzzle] if asked.puzzle is not None else _listed(asked.puzzles, 'puzzles', engine))
-    found = _known(asked.task_id)
+    found = _known(asked.task_id, engine)
     return _of_tasks(asked, engine, [found]) if isinstance(found, Task) else _of_puzzles(asked, engine, [found])
 
 # %% ../../nbs/07_serve/02_api.ipynb #c010
@@ -230,7 +230,13 @@ def _notes(question):
     "What must be known before the answers are believed."
     engine, row = question.engine, question.asked.identifier or 0
     status = '' if question.ballots else standing(engine.solver.act, engine.solver.puzzle.name, row)
-    return [words for words in (RANDOM if engine.trained is False else '', UNTOLD.get(status)) if words]
+    return [words for words in (RANDOM if engine.trained is False else '', UNTOLD.get(status)) if words] + _clashes(question)
+
+def _clashes(question):
+    "Of puzzles that cannot have a solution, why."
+    solver, many = question.engine.solver, len(question.wishes) > 1
+    said = [contradictions(solver.puzzle, solver.look, tokens)[1] for _, tokens in question.wishes]
+    return [f'puzzle {i}: '*many + f'{words}: no answer can be right' for i, words in enumerate(said, 1) if words]
 
 def _votes_out(question, replies):
     "Outcomes of the tasks, and the replies to the tasks as they were sent."
@@ -323,7 +329,7 @@ class Gate:
     async def __call__(self, scope, receive, send):
         "Pass a request on, or answer it."
         if scope['type'] != 'http': return await self.app(scope, receive, send)
-        began, scope['facts'], scope['request_id'] = time.perf_counter(), {}, uuid.uuid4().hex[:12]
+        began, scope = time.perf_counter(), scope | dict(facts={}, request_id=uuid.uuid4().hex[:12], asked=scope['method'], method='GET' if scope['method'] == 'HEAD' else scope['method']) # uvicorn sends no body where HEAD was asked for
         sent = Sent(send, scope['request_id'])
         try: await self._answer(scope, receive, sent)
         except ClientGone: sent.status = 499
@@ -366,14 +372,15 @@ class Gate:
     def _check_token(self, scope):
         token, path = self.settings.token, scope['path']
         if not token or not (path.startswith('/api/') or path == '/metrics') or scope['method'] == 'OPTIONS': return
-        given = dict(scope['headers']).get(b'authorization', b'')
-        if not hmac.compare_digest(given, b'Bearer ' + token.encode()): raise BadRequest(401, 'a token is needed: Authorization: Bearer TOKEN', {'WWW-Authenticate': 'Bearer'})
+        scheme, _, given = dict(scope['headers']).get(b'authorization', b'').partition(b' ')
+        if scheme.lower() != b'bearer' or not hmac.compare_digest(given.strip(), token.encode()): raise BadRequest(401, 'a token is needed: Authorization: Bearer TOKEN', {'WWW-Authenticate': 'Bearer'})
 
     async def _read(self, scope, receive):
         "The whole body, within its limits; then a `receive` that gives it."
         headers, most = dict(scope['headers']), self.settings.max_body
         if headers.get(b'content-length', b'0').isdigit() and int(headers.get(b'content-length', b'0')) > most: raise BadRequest(413, f'the body is larger than {most:,} bytes')
         if scope['path'].startswith('/api/') and scope['method'] == 'POST' and headers.get(b'content-type', b'').split(b';')[0].strip().lower() != b'application/json': raise BadRequest(415, 'send Content-Type: application/json')
+        if (how := headers.get(b'content-encoding', b'identity').strip().lower()) not in (b'', b'identity'): raise BadRequest(415, f'Content-Encoding {how.decode("latin-1")[:20]} is not read: send the body as it is')
         try:
             async with asyncio.timeout(self.settings.body_seconds): body = await self._whole(receive, most)
         except TimeoutError: raise BadRequest(408, f'the body did not arrive within {self.settings.body_seconds:g} s', {'Connection': 'close'}) from None
@@ -392,7 +399,7 @@ class Gate:
     def _tell(self, scope, status, seconds):
         route = getattr(scope.get('route'), 'path', None) or ('/' if status < 400 else 'other')
         self.counts[route, status] = self.counts.get((route, status), 0) + 1
-        facts = dict(request=scope['request_id'], method=scope['method'], path=_plain(scope['path']), status=status, seconds=round(seconds, 4), client=(scope.get('client') or [None])[0])
+        facts = dict(request=scope['request_id'], method=scope['asked'], path=_plain(scope['path']), status=status, seconds=round(seconds, 4), client=(scope.get('client') or [None])[0])
         log.log(logging.ERROR if status >= 500 else logging.INFO, 'request', extra=dict(facts=facts | scope['facts']))
 
 # %% ../../nbs/07_serve/02_api.ipynb #c015
@@ -407,6 +414,7 @@ async def answers_to(
     "Ask the engine and wait; whoever stops waiting frees the device."
     futures = question.engine.submit_wishes(question.wishes, question.asked.time_limit)
     gone, work = asyncio.ensure_future(_left(receive)), asyncio.gather(*map(asyncio.wrap_future, futures))
+    work.add_done_callback(lambda w: w.cancelled() or w.exception()) # nobody asks for it where the client has left
     try:
         await asyncio.wait([gone, work], return_when=asyncio.FIRST_COMPLETED)
         if not work.done(): raise ClientGone

@@ -360,7 +360,7 @@ def _on_read(self, m):
     try: value = json.loads(text)
     except ValueError as e: raise UserError(f'this looks like JSON, but is broken: {e}') from None
     if family(self.solver.puzzle.name) != 'arc': raise UserError(f'this is a JSON object, as ARC tasks are; the model answers {self.solver.puzzle.name} puzzles: choose ARC above first')
-    self._join(task_entries(read_task(value, name or NAMELESS, 'the text', secret=True)))
+    self._join(self._renamed(task_entries(read_task(value, name or NAMELESS, 'the text', secret=True))))
     self._again()
     return dict(ok=True)
 
@@ -383,9 +383,11 @@ _ROLLOUTS = dict(name='rollouts', label='rollouts', min=1, max=64, step=1, help=
 def _fields(self): return [f | (dict(max=32) if f['name'] == 'steps' else {}) for f in setting_fields(self.solver.act)] + [_ROLLOUTS]
 
 def _pairs(self):
-    "Training pairs of the task, as lists of colours."
-    task = getattr(self.entries[self.entry], 'task', None)
-    return [[g.tolist() for g in pair] for pair in task.train] if task else []
+    "Training pairs of the task, as lists of colours; at the end the test input, and its output where that is known."
+    entry, arc = self.entries[self.entry], PUZZLES['arc']
+    if not getattr(entry, 'task', None): return []
+    grid = lambda tokens: None if tokens is None else arc.to_grid(tokens).tolist()
+    return [[g.tolist() for g in pair] for pair in entry.task.train] + [[grid(entry.tokens), grid(entry.solution)]]
 
 def _show(self):
     "Tell the page what can be chosen."
@@ -497,11 +499,22 @@ STAGE = """
     lib.drawBoard(canvas, 112, { look: { ...look, shape: [rows.length, rows[0].length] }, tokens, given: new Uint8Array(tokens.length), cell: -1 }, explorer.theme.colours);
     return canvas;
   };
+  const hidden = (rows, look) => {
+    const el = document.createElement(rows ? 'button' : 'b');
+    el.textContent = rows ? 'show' : '?';
+    if (rows) { el.title = 'show the known output'; el.onclick = () => el.replaceWith(grid(rows, look)); }
+    return el;
+  };
   const frame = () => {
     const b = values.board;
     banner.innerHTML = b.banner || ''; banner.hidden = !b.banner;
     pairs.hidden = !b.pairs?.length;
-    pairs.replaceChildren(...(b.pairs || []).map(([from, to], i) => { const el = document.createElement('figure'), words = document.createElement('figcaption'), arrow = document.createElement('span'); arrow.textContent = '→'; words.textContent = `example ${i + 1}`; el.append(grid(from, b.look), arrow, grid(to, b.look), words); return el; }));
+    pairs.replaceChildren(...(b.pairs || []).map(([from, to], i, all) => {
+      const el = document.createElement('figure'), words = document.createElement('figcaption'), arrow = document.createElement('span'), asked = i === all.length - 1;
+      arrow.textContent = '→'; words.textContent = asked ? 'test' : `example ${i + 1}`;
+      el.append(grid(from, b.look), arrow, asked ? hidden(to, b.look) : grid(to, b.look), words);
+      return el;
+    }));
   };
   find('board').append(root);
   explorer = new lib.Explorer(model, root);
@@ -617,7 +630,8 @@ CSS = """
 .page-pairs figure { display: grid; grid-template-columns: auto auto auto; align-items: center; justify-items: center; gap: 2px 8px; margin: 0; padding-right: 12px; border-right: 1px solid var(--border-color-primary); flex: none; }
 .page-pairs figure:last-child { border-right: 0; }
 .page-pairs figcaption { grid-column: 1 / -1; font-size: 12px; color: var(--body-text-color-subdued); }
-.page-pairs span { color: var(--body-text-color-subdued); }
+.page-pairs span, .page-pairs b { color: var(--body-text-color-subdued); }
+.page-pairs button { border: 1px dashed var(--border-color-primary); border-radius: 8px; padding: 18px 12px; font-size: 12px; color: var(--link-text-color); background: transparent; cursor: pointer; }
 .page-banner[hidden], .page-pairs[hidden] { display: none; }
 .page-board .trm { max-width: none; }
 .page-board .trm-bar > select[title=model], .page-board .trm-drawer form.trm-column, .page-board .trm-bar > .trm-icon[title='light or dark'] { display: none; }
@@ -646,7 +660,7 @@ footer { display: none !important; }
 @media (max-width: 640px) { .gradio-container { padding: 10px 8px 30px !important; } .page-head p { font-size: 13px; } .page-head { gap: 8px; } }
 """
 
-# an example for users of the API; ADDRESS is put in
+# an example for users of the API; the browser puts its own address in for ADDRESS
 CLIENT = '''import json, urllib.request
 
 def ask(**question):
@@ -724,13 +738,14 @@ class Handlers:
 
     def settled(self,
         session:str, # of the visitor
-    )->tuple: # family, models, model, answer as text, statistics
+    )->tuple: # family, models, model, answer and known solution as text, statistics
         "What stands around the board, when its work is done."
         board = self.visitors.open(session)
         trace, name = board.trace, board.sides['a'].model
-        text = board.solver.puzzle.to_text(trace.answers[-1]) if trace is not None and board.solver else ''
+        there = trace is not None and board.solver is not None
+        text = lambda tokens: board.solver.puzzle.to_text(tokens) if there and tokens is not None else ''
         label = FAMILIES.get(family(board.solver.puzzle.name)) if board.solver else None
-        return label, list(dict.fromkeys([*self.shelf.names(), name])), name, text, facts_html(board)
+        return label, list(dict.fromkeys([*self.shelf.names(), name])), name, text(there and trace.answers[-1]), text(there and trace.solution), facts_html(board)
 
     def task(self,
         session:str, # of the visitor
@@ -827,8 +842,10 @@ def _solve_tab(gr, handlers):
     stage = gr.HTML('{}', html_template=STAGE_HTML, js_on_load=STAGE, module=static_file('explorer.js').read_text(encoding='utf-8'), apply_default_css=False, server_functions=[_asked(handlers.visitors)], elem_id='stage')
     with gr.Row(elem_classes='page-below'):
         numbers = gr.HTML(elem_classes='page-numbers', apply_default_css=False, elem_id='numbers')
-    with gr.Accordion('The answer as text', open=False): text = gr.Textbox(show_label=False, container=False, lines=9, max_lines=30, interactive=False, buttons=['copy'], elem_classes='page-text', elem_id='text')
-    return kind, model, stage, numbers, text
+    with gr.Accordion('The answer as text, beside the known solution', open=False), gr.Row():
+        written = lambda label, id: gr.Textbox(label=label, lines=9, max_lines=30, min_width=280, interactive=False, buttons=['copy'], elem_classes='page-text', elem_id=id)
+        text, solution = written('answer', 'text'), written('solution', 'solution')
+    return kind, model, stage, numbers, text, solution
 
 def _asked(visitors):
     "What the browser calls, under the name that it uses."
@@ -854,25 +871,25 @@ def _learn_tab(gr):
 
 def _wire(gr, page, handlers, solving, learning):
     "Connect what is seen with what happens."
-    kind, model, stage, numbers, text = solving
+    kind, model, stage, numbers, text, solution = solving
     task, file, steps, copies, go, stop, shown, out = learning
     quiet = dict(show_progress='hidden', api_visibility='private', queue=False)
+    latest = dict(quiet, trigger_mode='always_last')
     def settled(request:gr.Request):
-        label, names, name, answer, facts = handlers.settled(request.session_hash)
-        return gr.update(value=label), gr.update(choices=names, value=name), answer, facts
+        label, names, name, answer, solution, facts = handlers.settled(request.session_hash)
+        return gr.update(value=label), gr.update(choices=names, value=name), answer, gr.update(value=solution, visible=bool(solution)), facts
     def learn(task, file, steps, copies, request:gr.Request):
         for html, path, done in handlers.learn(request.session_hash, task, file, steps, copies): yield html, gr.update(value=path, visible=bool(path)), handlers.stage(request.session_hash) if done else gr.skip()
     page.load(_told(handlers.opened), None, stage, **quiet)
     page.unload(_told(handlers.leave))
-    kind.input(_given(handlers.choose_family), kind, stage, **quiet)
-    model.input(_given(handlers.choose), model, stage, **quiet)
-    stage.settled(settled, None, [kind, model, text, numbers], **quiet)
+    kind.input(_given(handlers.choose_family), kind, stage, **latest)
+    model.input(_given(handlers.choose), model, stage, **latest)
+    stage.settled(settled, None, [kind, model, text, solution, numbers], **quiet)
     go.click(learn, [task, file, steps, copies], [shown, out, stage], show_progress='hidden', api_visibility='private', concurrency_limit=2)
     stop.click(_told(handlers.stop), None, None, **quiet)
 
 def build_page(
     models:Models, # of the server
-    address:str='http://127.0.0.1:8000', # in the examples of code
     page:dict|None=None, # title, about, and an example (puzzle, identifier) of the first model; None: of trm itself
 ):
     "The page as Gradio's Blocks."
@@ -884,7 +901,8 @@ def build_page(
         gr.HTML(HEAD.format(**{k: escape(about[k]) for k in ABOUT}), js_on_load=TURN, apply_default_css=False)
         with gr.Tab('Solve'): solving = _solve_tab(gr, handlers)
         with gr.Tab('New ARC task'): learning = _learn_tab(gr)
-        with gr.Tab('Python'): gr.Code(CLIENT.replace('ADDRESS', address), language='python', label='The same by the API', interactive=False)
+        with gr.Tab('Python'): code = gr.Code(CLIENT, language='python', label='The same by the API', interactive=False)
+        blocks.load(None, None, code, js=f"() => {json.dumps(CLIENT)}.replace('ADDRESS', new URL('.', location.href).href.replace(/\\/$/, ''))", api_visibility='private')
         _wire(gr, blocks, handlers, solving, learning)
     blocks.handlers = handlers
     return blocks
@@ -897,15 +915,25 @@ class Doors:
     def __init__(self,
         app, # Gradio's
         blocks, # from `build_page`
-    ): self.app, self.blocks = app, blocks
+        routes=(), # of the API, which this application stands behind
+    ): self.app, self.blocks, self.routes = app, blocks, routes
 
     async def __call__(self, scope, receive, send):
         "Pass a request on; `BadRequest` where nobody is at home."
-        if scope['type'] != 'http' or scope['method'] != 'POST': return await self.app(scope, receive, send)
+        if scope['type'] != 'http': return await self.app(scope, receive, send)
         path = scope['path'].rstrip('/')
+        self._check_api(path)
+        if scope['method'] != 'POST': return await self.app(scope, receive, send)
         if not _DOORS.fullmatch(path): raise BadRequest(404, 'not here')
+        if path == '/login': receive = await _with_name(receive)
         async def excused(message): await send(message | dict(status=422) if message.get('status') == 500 and path.endswith('predict') else message)
         await self.app(scope, receive if path.endswith(('login', 'upload')) else await self._checked(path, receive), excused)
+
+    def _check_api(self, path):
+        "What the API has, but not in this way, is none of the page's business."
+        ways = {m for r in self.routes if r.path_regex.fullmatch(path) for m in r.methods}
+        if ways: raise BadRequest(405, f'{path} is asked by {" or ".join(sorted(ways))}, without a slash at the end', {'Allow': ', '.join(sorted(ways))})
+        if path.startswith('/api/'): raise BadRequest(404, 'not here')
 
     async def _checked(self, path, receive):
         message = await receive()
@@ -924,6 +952,11 @@ class Doors:
         data, wanted = asked.get('data'), len(self.blocks.fns[asked['fn_index']].inputs)
         if not isinstance(data, list) or len(data) != wanted: raise BadRequest(422, f'data must be a list of {wanted}')
 
+async def _with_name(receive):
+    "The login's form, with a name where the visitor gave none: only the password counts."
+    message = await receive()
+    return once_more(message | dict(body=message.get('body', b'').replace(b'name="username"\r\n\r\n\r\n', b'name="username"\r\n\r\nvisitor\r\n')), receive)
+
 def _half(asked):
     try: json.dumps(asked, ensure_ascii=False).encode()
     except UnicodeEncodeError: raise BadRequest(422, 'the text holds half a character') from None
@@ -939,11 +972,12 @@ def mount_page(
     blocks = build_page(models, **options)
     app.state.closing.append(blocks.handlers.close)
     css = CSS + static_file('explorer.css').read_text(encoding='utf-8')
-    lock = dict(auth=lambda user, password: hmac.compare_digest(password.encode(), models.settings.token.encode()), auth_message='Any name; the password is the token of this server.') if models.settings.token else {}
+    lock = dict(auth=lambda user, password: hmac.compare_digest(password.encode(), models.settings.token.encode()), auth_message='The password is the token of this server; a name is not needed.') if models.settings.token else {}
+    routes = [r for r in app.routes if getattr(r, 'methods', None)]
     app = gr.mount_gradio_app(app, blocks, path, theme=page_theme(), css=css, ssr_mode=False, footer_links=[], run_history=False, show_error=True, max_file_size='2mb', mcp_server=False, pwa=False, enable_monitoring=False, **lock)
     place = app.routes[-1]
     explain_bodies(place.app)
-    place.app = Doors(place.app, blocks)
+    place.app = Doors(place.app, blocks, routes)
     return app
 
 # %% ../../nbs/07_serve/03_app.ipynb #c027
@@ -980,7 +1014,7 @@ def start(
     models = Models(checkpoint, check_settings(ServeSettings, settings), device)
     models.get()
     app = create_app(models)
-    mount_page(app, models, address=f'http://{models.settings.host}:{models.settings.port}', page=page)
+    mount_page(app, models, page=page)
     log_json()
     log.addFilter(_worth_a_line)
     serve(app, ready=lambda address: _announce(app, address, public))

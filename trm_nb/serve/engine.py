@@ -256,9 +256,10 @@ class Statistics:
 
     @property
     def rate(self)->float:
-        "Answers a second, lately."
-        with self.lock: recent = list(self.recent)
-        return len(recent) / max(time.monotonic() - recent[0][0], 1e-3) if recent else 0.
+        "Answers a second in the last half minute; idle time before its first answer does not count."
+        now = time.monotonic()
+        with self.lock: recent = [at for at, _ in self.recent if now - at < 30]
+        return len(recent) / max(now - recent[0], 1e-3) if recent else 0.
 
     def quantiles(self)->dict[str, float]:
         "Seconds of the last answers; nothing where there are none."
@@ -450,7 +451,7 @@ class Engine:
 
     def retry_after(self)->int:
         "Seconds after which a place in the queue is likely."
-        return int(np.clip(np.ceil(len(self.waiting) / 2 / max(self.statistics.rate, 1e-3)), 1, 60))
+        return int(np.clip(np.ceil(len(self.waiting) / 2 / max(self.statistics.rate, 1e-3)), 1, max(1, min(60, self.settings.time_limit))))
 
     def stats(self)->dict:
         "Numbers for people and for Prometheus."

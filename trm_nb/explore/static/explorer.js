@@ -471,10 +471,10 @@ export class Explorer {
       pick('models', [], () => this.chooseModel(), 'model'), 
       h('span', { class: 'trm-group' }, iconButton('back', 'puzzle before', () => this.choose(-1)), pick('puzzles', [], () => this.choose(0), 'puzzle'), iconButton('next', 'next puzzle', () => this.choose(1))),
       ...(this.live ? [grab('editButton', button('Edit', 'change cells of the puzzle', () => this.edit(this.draft === null), 'trm-toggle')), grab('pasteButton', button('Paste', 'type or paste a puzzle, or read one from a file', () => this.toggle('paste'), 'trm-toggle')),
-        grab('solveButton', button('Solve', 'solve the puzzle', () => this.busy ? this.model.send({ type: 'cancel' }) : this.solve(), 'trm-main'))] : []),
+        grab('solveButton', button('Solve', 'solve the puzzle', () => this.press(), 'trm-main'))] : []),
       h('span', { class: 'trm-space' }),
       ...(this.live ? [grab('settingsButton', button('Settings', 'steps, cycles, noise, seed', () => this.toggle('settings'), 'trm-toggle')), grab('compareButton', button('Compare', 'two checkpoints or two settings side by side', () => this.compare(!this.comparing), 'trm-toggle'))] : []),
-      h('span', { class: 'trm-hold' }, button('Export', 'save what is seen', () => { menu.hidden = !menu.hidden; }), menu),
+      h('span', { class: 'trm-hold' }, button('Export', 'save what is seen', () => { menu.hidden = !menu.hidden; menu.classList.remove('trm-left'); menu.classList.toggle('trm-left', menu.getBoundingClientRect().left < this.root.getBoundingClientRect().left); }), menu),
       iconButton('theme', 'light or dark', () => this.theme.turn()));
     this.text = h('textarea', { rows: 4, placeholder: '', spellcheck: false, 'aria-label': 'puzzle as text' });
     const file = h('input', { type: 'file', accept: '.txt,.json,.csv', 'aria-label': 'file with a puzzle', onchange: async e => { const f = e.target.files[0]; if (f) { this.text.value = await f.text(); this.read(f.name); e.target.value = ''; } } });
@@ -564,7 +564,8 @@ export class Explorer {
     if (side === 'a' && trace) {
       options(this.lens, [[trace.readout, trace.readout], ['', 'the latent just updated'], ...trace.latents.filter(n => n !== trace.readout).map(n => [n, n])], [...this.lens.options].some(o => o.value === this.lens.value) && trace.latents.includes(this.lens.value) ? this.lens.value : trace.readout);
       this.frames = framesOf(trace, this.grain.value);
-      if (this.cell >= trace.cells) this.cell = -1;
+      if (this.cell >= trace.cells || (this.shape && this.shape !== String(trace.look.shape))) this.cell = -1;
+      this.shape = String(trace.look.shape);
       this.u = this.live && (first || follow || wasEnd) ? trace.T - 1 : this.live ? Math.min(this.u, trace.T - 1) : this.frames[0];
     }
     if (!this.sides.a) { this.frames = []; this.u = 0; }
@@ -579,6 +580,7 @@ export class Explorer {
     this.grain.disabled = false;
     if (this.live) this.makeSettings();
     this.makeSwatches();
+    if (this.solveButton) this.solveButton.onpointerdown = () => { this.pressed = this.busy; };
     if (this.draft && b.serial !== this.drafted) this.edit(false);
     this.relayout();
   }
@@ -655,9 +657,15 @@ export class Explorer {
     if (message.ok) this.toggle('paste');
   }
 
+  press() { // a field that is left by this very click may have begun a solve: what counts is what the button said when it was pressed
+    const busy = this.pressed ?? this.busy; this.pressed = null;
+    if (busy && this.busy) this.model.send({ type: 'cancel' }); else if (!this.busy) this.solve();
+  }
+
   edit(on) {
     if (!this.live) return;
     this.pause();
+    if (on) this.note.hidden = true;
     this.draft = on ? Uint8Array.from(this.info.tokens || this.sides.a?.arrays.inputs || []) : null;
     this.drafted = this.info.serial; this.pen = null;
     this.editButton?.classList.toggle('trm-on', on);
@@ -668,7 +676,7 @@ export class Explorer {
   }
 
   makeSwatches() {
-    const look = this.look();
+    const look = this.info.look;
     if (!look) return;
     this.swatches.replaceChildren(...(this.info.writable || []).map(t => {
       const symbol = (look.symbols[t] || '').trim(), el = button(symbol || (t === look.blank ? '␣' : ''), t === look.blank ? 'empty (backspace)' : `write ${symbol || 'this colour'}`, () => this.write(t));
