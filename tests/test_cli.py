@@ -1,5 +1,5 @@
 """The command line: help with examples that hold, and every mistake told in one line with exit code 2, nothing written."""
-import errno, hashlib, json, os, re, shlex, shutil, subprocess, sys
+import errno, hashlib, json, os, re, shlex, shutil, subprocess, sys, time
 from pathlib import Path
 from unittest.mock import patch
 import numpy as np
@@ -296,3 +296,83 @@ def test_env_file(here, capsys):
 def test_doctor(capsys):
     assert cli.call(['doctor', '--json']) in (0, 1)
     assert {'Python', 'torch', 'cores'} <= {f['about'] for f in json.loads(capsys.readouterr().out)['findings']}
+
+# what a run folder goes through
+
+def trained(*pairs):
+    "A run of one process, by the command line."
+    assert cli.call([*TRAIN, '--no-torchrun', *pairs]) == 0
+
+def written(folder): return len((Path('runs')/folder/'metrics.jsonl').read_text().splitlines())
+
+def test_the_folder_that_is_named_goes_on(here):
+    "Copied or moved, from wherever it is named; `name` and `runs` in its config are where it once lay."
+    trained('name=first', 'learn.log_every=1')
+    before = written('first')
+    shutil.copytree(here/'runs/first', here/'elsewhere/second', symlinks=True)
+    os.chdir(here/'elsewhere')
+    assert cli.call(['train', 'second', '--resume', 'data.path=../data', 'learn.steps=6', '--no-torchrun']) == 0
+    os.chdir(here)
+    assert written('first') == before and len((here/'elsewhere/second/metrics.jsonl').read_text().splitlines()) > before
+
+def test_two_do_not_train_in_one_folder(here, capsys):
+    "Also where the first was left behind by the one who started it: then it saves and leaves."
+    command = [sys.executable, '-m', 'trm_nb.cli', *TRAIN, 'name=busy', 'learn.steps=100000', 'learn.log_every=1']
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as first:
+        until = time.monotonic() + 60
+        while not Path('runs/busy/metrics.jsonl').exists(): assert first.poll() is None and time.monotonic() < until; time.sleep(.1)
+        for more in (['--overwrite'], []):
+            assert cli.call([*TRAIN, 'name=busy', *more]) == 2
+            assert 'runs/busy is being trained by another process' in capsys.readouterr().err
+        assert cli.call(['runs']) == 0 and 'running' in capsys.readouterr().out
+        first.kill()
+    while not Path('runs/busy/status.json').exists(): assert time.monotonic() < until; time.sleep(.1)
+    assert json.loads(Path('runs/busy/status.json').read_text())['status'] == 'stopped' and saved_steps(Path('runs/busy/checkpoints'))
+
+@pytest.mark.parametrize('name', ['', '.', '..', '../up', 'a/b', 'x' * 300])
+def test_names_that_are_no_folder_of_runs(here, refused, name):
+    assert "setting 'name'" in refused(*TRAIN, f'name={name}', '--overwrite')
+
+def test_a_run_that_never_began_does_not_hold_its_name(here, refused, capsys):
+    assert "unknown loss 'foo'" in refused(*TRAIN, 'name=typo', 'learn.loss.name=foo')
+    assert "unknown callback 'foo'" in refused(*TRAIN, 'name=typo', 'callbacks=[foo]')
+    Path('runs/typo').mkdir(parents=True)
+    Path('runs/typo/config.yaml').write_text('name: typo')               # as Ctrl-C leaves it, early on
+    trained('name=typo')
+    assert 'already holds a run: --resume goes on with it' in refused(*TRAIN, 'name=typo')
+
+def test_a_loss_that_is_no_number_ends_the_run(here, capsys):
+    assert cli.call([*TRAIN, '--no-torchrun', 'name=wild', 'learn.lr=1e30', 'learn.weight_decay=1e30', 'learn.warmup_steps=0', 'learn.log_every=1', 'learn.steps=8']) == 2
+    assert re.search(r'the loss is (nan|inf) at step \d', capsys.readouterr().err) and json.loads(Path('runs/wild/status.json').read_text())['status'] == 'failed'
+
+@pytest.mark.parametrize('pair', ['learn.lr=.inf', 'learn.weight_decay=.nan', 'seed=99999999999999999999999', 'model=3'])
+def test_numbers_out_of_range(refused, pair): assert pair.split('=')[0] in refused(*TRAIN, pair)
+
+@pytest.mark.parametrize('options', [['--nproc', 0], ['--nproc', -2], ['--nnodes', 0], ['--node-rank', -1], ['--resume', '--overwrite']])
+def test_processes_out_of_range(refused, options): refused(*TRAIN, *options)
+
+@pytest.mark.parametrize('kind, size', [('sudoku', '6'), ('maze', '5')])
+def test_a_dataset_of_other_puzzles_is_not_replaced(here, capsys, kind, size):
+    before = tree(here)
+    assert cli.call(['data', kind, '--source', 'generate', '--size', size, '--train', '4', '--test', '2', '--out', 'data']) == 2
+    assert re.search(r"trm: data holds a split 't\w+' of other puzzles \(vocab_size 6, seq_len 16\)", capsys.readouterr().err) and tree(here) == before
+
+@pytest.mark.parametrize('file, text', [('status.json', '{'), ('config.yaml', ''), ('job.json', '{}'), ('job.json', '[]')])
+def test_a_damaged_run_does_not_hide_the_others(here, capsys, file, text):
+    trained('name=whole')
+    shutil.copytree('runs/whole', 'runs/broken', symlinks=True)
+    (here/'runs/broken'/file).write_text(text)
+    with (here/'runs/whole/metrics.jsonl').open('a') as f: f.write('\0\0\0\n')
+    capsys.readouterr()
+    assert cli.call(['runs', '--json']) == 0
+    states = {r['name']: r['state'] for r in json.loads(capsys.readouterr().out)}
+    assert states == dict(broken='damaged', whole='done')
+
+def test_a_run_is_not_its_own_repetition(here, refused):
+    trained('name=once')
+    assert 'is the run itself' in refused('reproduce', 'once', '--out', 'runs/once', '--overwrite')
+
+def test_a_file_where_a_folder_belongs(refused, here):
+    (here/'file').write_text('')
+    assert 'file' in refused('export', 'model', '--out', 'file')
+    assert 'file' in refused(*TRAIN, 'runs=file')

@@ -11,7 +11,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 import yaml
-from pydantic import SerializeAsAny, field_validator
+from pydantic import Field, SerializeAsAny, field_validator
 from .data.basics import Registry, Settings, UserError, check_settings, fingerprint, suggest
 from .data.loader import DataSettings
 from .evaluate.evaluator import EvaluateSettings
@@ -27,7 +27,7 @@ class Config(Settings):
     "Everything that decides a run."
     name: str = 'run' # the run's folder is runs/<name>
     runs: str = 'runs' # where run folders are
-    seed: int = 0 # of weights, data order, symmetries and exploration
+    seed: int = Field(0, ge=0, lt=2**63) # of weights, data order, symmetries and exploration
     device: str = 'auto' # auto, cpu, mps, cuda or cuda:N
     plugins: list[str] = [] # modules to import first; they register models, puzzles, losses, ...
     callbacks: list[str] = [] # further callbacks, by registered name
@@ -42,6 +42,12 @@ class Config(Settings):
     @field_validator('model', mode='before')
     @classmethod
     def _by_name(cls, value): return model_settings(value)
+
+    @field_validator('name')
+    @classmethod
+    def _is_a_name(cls, value):
+        if value in ('', '.', '..') or set(value) & set('/\\\0') or len(value.encode()) > 200: raise ValueError('must be the name of a folder in runs: not empty, no slash, at most 200 bytes')
+        return value
 
     @property
     def folder(self)->Path:
@@ -76,6 +82,7 @@ def preset_values(
     name:str, # preset
 )->dict:
     "Settings of a preset, as plain values; without a recipe of its own, the model and the default recipe."
+    if not isinstance(name, str): raise UserError(f'preset {name!r} is no name of a preset')
     return dict(name=name, model=dict(PRESETS[name].settings)) | RECIPES.get(name, {})
 
 # %% ../nbs/90_config.ipynb #c009
@@ -147,8 +154,8 @@ def read_yaml(
     "A YAML file's settings; a key that stands there twice is an error."
     try: values = yaml.load(Path(path).read_text(encoding='utf-8'), _OneKeyOnce)
     except UserError as e: raise UserError(f'{path}: {e}') from None
-    except yaml.YAMLError as e: raise UserError(f'{path} is no YAML: {" ".join(str(e).split())[:120]}') from None
-    if not isinstance(values, dict): raise UserError(f'{path} holds no settings')
+    except (yaml.YAMLError, UnicodeDecodeError) as e: raise UserError(f'{path} is no YAML: {" ".join(str(e).split())[:120]}') from None
+    if not isinstance(values, dict) or not all(isinstance(k, str) for k in values): raise UserError(f'{path} holds no settings')
     return values
 
 def source_values(

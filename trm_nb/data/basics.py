@@ -7,7 +7,7 @@ __all__ = ['UserError', 'MissingExtra', 'suggest', 'Settings', 'explain', 'check
            'write_text', 'write_json', 'atomic_folder', 'fingerprint']
 
 # %% ../../nbs/01_data/00_basics.ipynb #c002
-import difflib, hashlib, json, os, re, shutil, tempfile
+import difflib, errno, hashlib, json, os, re, shutil, tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Iterable, get_args
@@ -36,8 +36,8 @@ def suggest(
 
 # %% ../../nbs/01_data/00_basics.ipynb #c011
 class Settings(BaseModel):
-    "Base of every settings section: unknown keys and wrong types are errors, also on assignment."
-    model_config = ConfigDict(extra='forbid', validate_assignment=True, protected_namespaces=())
+    "Base of every settings section: unknown keys, wrong types and numbers that are not finite are errors, also on assignment."
+    model_config = ConfigDict(extra='forbid', validate_assignment=True, protected_namespaces=(), allow_inf_nan=False)
 
 def _settings_in(annotation):
     "The settings class of an annotation, also of an optional one."
@@ -112,7 +112,9 @@ def _from_the_system(error, path):
 def _plain_errors(path):
     "Let what the system refuses be an `OSError` that names the file, whoever was writing."
     try: yield
-    except OSError: raise
+    except OSError as e:
+        if e.errno: raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None # numpy tells only that less was written
     except Exception as e:
         plain = _from_the_system(e, path)
         if plain: raise plain from None

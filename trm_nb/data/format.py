@@ -389,11 +389,11 @@ def _link(source, target):
 def _check_place(path, splits):
     if path.is_file() or (path.is_dir() and any(path.iterdir()) and not splits_of(path)):
         raise UserError(f'{path} exists and is not a dataset folder: choose another place')
-    same = lambda m: (m.vocab_size, m.seq_len, m.num_puzzle_identifiers)
-    for split in set(splits_of(path)) - set(splits):
-        old = _load_metadata(path/split/'dataset.json')
+    for split in splits_of(path): # a split that is written anew may have other identifiers, one that stays may not
+        old, stays = _load_metadata(path/split/'dataset.json'), split not in splits
+        same = lambda m: (m.vocab_size, m.seq_len, m.num_puzzle_identifiers * stays)
         for new in splits.values():
-            if same(old) != same(new): raise UserError(f"{path} holds a split '{split}' of other puzzles (vocab_size {old.vocab_size}, seq_len {old.seq_len}): choose another place")
+            if same(old) != same(new): raise UserError(f"{path} holds a split '{split}' of other puzzles (vocab_size {old.vocab_size}, seq_len {old.seq_len}): choose another place, or remove it first")
 
 @contextmanager
 def dataset_folder(

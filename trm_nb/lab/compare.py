@@ -341,6 +341,7 @@ def reproduce(
     config, rows = config_of(folder), RowLog(folder/'metrics.jsonl').rows()
     if not rows: raise UserError(f'{folder} has no metrics yet: there is nothing to compare with')
     out = Path(out) if out else folder.with_name(folder.name + '_again')
+    if out.resolve() == folder.resolve(): raise UserError(f'{out} is the run itself: name another folder for its repetition')
     config = _build(folder, config)
     _check_data(folder, config, read_metadata(folder/'checkpoints'/'last'))
     quiet = dict(telemetry=type(config.telemetry)(), run=type(config.run)(), auto_publish=None, name=out.name, runs=str(out.parent))

@@ -19,7 +19,7 @@ from ..config import Config, load_config, make_config, read_yaml
 from ..data.basics import UserError, check_settings, write_json
 from . import catalogue
 from .catalogue import Experiment
-from .jobs import STREAMS, Job, Queue, ask_to_stop, cpu_slots, describe, find_runs, follow, fork_worker, gpu_slots, held, read_job, run_folders, runs_table
+from .jobs import STREAMS, Job, Queue, ask_to_stop, cpu_slots, describe, entry_of, find_runs, follow, fork_worker, gpu_slots, held, read_job, run_folders, runs_table
 from .slurm import SlurmSettings, cancel, check_slurm, looker, minutes, script, submit
 from .work import settings_of, worker
 from ..models.act import PuzzleShape
@@ -255,9 +255,9 @@ def main(
 _Runs = Annotated[str, typer.Option('--runs', metavar='DIR', help='Where run folders are.')]
 _Data = Annotated[str, typer.Option('--data', metavar='DIR', help='Where datasets are; those that are missing are built.')]
 _Backend = Annotated[str, typer.Option(help='local: the GPUs or cores of this machine; slurm.')]
-_Slots = Annotated[int, typer.Option(help='Runs at a time on this machine; without it, one for each GPU or core.')]
-_Nproc = Annotated[int, typer.Option(help='Processes (GPUs) of a run on each machine.')]
-_Nodes = Annotated[int, typer.Option(help='Machines of a run (slurm).')]
+_Slots = Annotated[int, typer.Option(min=1, help='Runs at a time on this machine; without it, one for each GPU or core.')]
+_Nproc = Annotated[int, typer.Option(min=1, help='Processes (GPUs) of a run on each machine.')]
+_Nodes = Annotated[int, typer.Option(min=1, help='Machines of a run (slurm).')]
 _Partition = Annotated[str, typer.Option(help='Queue (slurm).')]
 _Time = Annotated[str, typer.Option(help='Time limit, minutes or H:MM:SS (slurm).')]
 _Gpus = Annotated[int, typer.Option(help='GPUs of each machine (slurm); without it, as many as processes.')]
@@ -358,7 +358,7 @@ def runs_command(
     """
     folders = run_folders(runs, pattern)
     look = looker(folders)
-    rows = [describe(f, look) for f in folders]
+    rows = [entry_of(f, look) for f in folders]
     print(json.dumps(rows, indent=1) if as_json else runs_table(rows) if rows else f'there are no runs in {runs}')
 
 def logs_command(

@@ -166,7 +166,10 @@ def looker(
     folders:list[Path], # run folders
 )->Callable[[Job], str]:
     "A function that gives a job's state, local or Slurm's."
-    jobs = [j for f in folders if (j := read_job(f)) and j.backend == 'slurm' and j.job and j.state not in ('done', 'failed')]
+    def of(folder):
+        try: return read_job(folder)
+        except UserError: return None # said where the run is
+    jobs = [j for f in folders if (j := of(f)) and j.backend == 'slurm' and j.job and j.state not in ('done', 'failed')]
     said = slurm_states([j.job for j in jobs])
     return lambda job: settle(job, said.get(job.job)) if job.backend == 'slurm' else state_of(job)
 

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['INTERRUPTED', 'Ranks', 'torchrun', 'torchrun_command', 'answers', 'wait_for_first', 'last_word', 'SlurmSettings',
-           'run_and_wait']
+           'die_with_parent', 'run_and_wait']
 
 # %% ../../nbs/05_learn/06_launch.ipynb #c002
-import json, logging, os, signal, socket, subprocess, sys, time
+import ctypes, json, logging, os, signal, socket, subprocess, sys, time
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -147,11 +147,15 @@ class SlurmSettings(Settings):
 # %% ../../nbs/05_learn/06_launch.ipynb #c014
 INTERRUPTED = 130 # exit code of what Ctrl-C ended
 
+def die_with_parent():
+    "Ask Linux to send SIGTERM to this process when its parent dies, in whatever way: ranks then save and leave."
+    if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
 def run_and_wait(
     command:list[str], # what to run
 )->int: # exit code; 130 after a Ctrl-C
     "Run a command to its end, also through a Ctrl-C, which it handles itself."
-    process, interrupted = subprocess.Popen(command), False
+    process, interrupted = subprocess.Popen(command, preexec_fn=die_with_parent), False
     previous = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
         while True:

@@ -6,6 +6,7 @@
 __all__ = ['LearnSettings', 'flat_gradients', 'Trainer', 'train_state', 'restore']
 
 # %% ../../nbs/05_learn/08_trainer.ipynb #c002
+import math
 from typing import Iterable, Literal
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -228,6 +229,7 @@ class Trainer:
     def take_metrics(self)->dict[str, float | None]:
         "Means since the last call, over all ranks; accuracies and steps over the sequences that halted."
         loss, *sums = self.ranks.sum_(self.sums.clone()).tolist()
+        if not math.isfinite(loss) and not self.scaler.is_enabled(): raise UserError(f'the loss is {loss} at step {self.step_number}: the run has diverged; try a smaller learn.lr, or learn.warmup_steps')
         sums, examples = dict(zip(METRICS, sums)), self.graded * self.settings.batch_size
         self.sums.zero_()
         self.graded = 0

@@ -10,7 +10,7 @@ __all__ = ['MODELS', 'PRESETS', 'Architecture', 'register_model', 'model_setting
 from dataclasses import dataclass
 import torch
 from pydantic import BaseModel
-from ..data.basics import Registry, check_settings
+from ..data.basics import Registry, UserError, check_settings
 from .act import ACT, ModelSettings, PuzzleShape, Recursion
 from .hrm import HRM, HRMSettings
 from .latents import SingleLatent, SingleLatentSettings, SixLatents, SixLatentsSettings
@@ -45,6 +45,7 @@ def model_settings(
 )->ModelSettings:
     "Settings of the architecture named in `values`; `UserError` names what is wrong."
     if isinstance(values, ModelSettings): return values
+    if not isinstance(values, dict): raise UserError(f"setting 'model': settings with a name are wanted, as model.name=trm, got {values!r:.60}")
     return check_settings(MODELS[values.get('name', 'trm')].settings, values, 'model')
 
 def build_model(
