@@ -890,7 +890,8 @@ def test_whole_pipeline_killed_while_it_trains(tmp_path, left, monkeypatch):
         os.killpg(first.pid, signal.SIGKILL)
         first.wait()
         if not left:
-            for pid in ranks_of('runs/tiny'): os.kill(pid, signal.SIGKILL)
+            for pid in ranks_of('runs/tiny'):
+                with contextlib.suppress(ProcessLookupError): os.kill(pid, signal.SIGKILL)        # left alone, they save and leave
         reached = rows(run)[-1]['step']
         assert reached < 240 and State(file).get('train')['status'] == 'running' and State(file).get('dataset')['status'] == 'done' and hub.repo('me/tiny') is None
         hub.log.clear()
