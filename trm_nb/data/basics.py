@@ -113,8 +113,8 @@ def _plain_errors(path):
     "Let what the system refuses be an `OSError` that names the file, whoever was writing."
     try: yield
     except OSError as e:
-        if e.errno: raise
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None # numpy tells only that less was written
+        if e.errno or not re.search(r'\d+ requested and \d+ written', str(e)): raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None # all that numpy says of a full disk
     except Exception as e:
         plain = _from_the_system(e, path)
         if plain: raise plain from None

@@ -389,7 +389,7 @@ def _link(source, target):
 def _check_place(path, splits):
     if path.is_file() or (path.is_dir() and any(path.iterdir()) and not splits_of(path)):
         raise UserError(f'{path} exists and is not a dataset folder: choose another place')
-    for split in splits_of(path): # a split that is written anew may have other identifiers, one that stays may not
+    for split in sorted(splits_of(path), key=lambda s: s in splits): # a split that is written anew may have other identifiers, one that stays may not
         old, stays = _load_metadata(path/split/'dataset.json'), split not in splits
         same = lambda m: (m.vocab_size, m.seq_len, m.num_puzzle_identifiers * stays)
         for new in splits.values():
