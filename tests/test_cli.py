@@ -376,3 +376,15 @@ def test_a_file_where_a_folder_belongs(refused, here):
     (here/'file').write_text('')
     assert 'file' in refused('export', 'model', '--out', 'file')
     assert 'file' in refused(*TRAIN, 'runs=file')
+
+def test_a_run_whose_processes_are_gone(here, capsys):
+    "It left no word and nobody holds its folder: not running, from the second minute on."
+    trained('name=gone')
+    Path('runs/gone/status.json').unlink()
+    states = []
+    for seconds in (0, 90):
+        os.utime('runs/gone/config.yaml', (time.time() - seconds,) * 2)
+        capsys.readouterr()
+        assert cli.call(['runs', '--json']) == 0
+        states += [(r['state'], r['error']) for r in json.loads(capsys.readouterr().out)]
+    assert states[0] == ('running', None) and states[1][0] == 'failed' and 'its processes are gone' in states[1][1]

@@ -136,8 +136,9 @@ def best_accuracy(
 def _plain(folder):
     "A job made from what `trm train` leaves."
     status, config = folder/'status.json', folder/'config.yaml'
-    begins = time.time() - config.stat().st_mtime < 60 # its ranks may not have taken it yet
-    said = json.loads(status.read_text(encoding='utf-8')) if status.exists() else dict(status='running' if begins or held(config) else 'failed', message='' if begins or held(config) else f'its processes are gone; trm train {folder} --resume goes on from a checkpoint')
+    if status.exists(): said = json.loads(status.read_text(encoding='utf-8'))
+    elif held(config) or time.time() - config.stat().st_mtime < 60: said = dict(status='running') # in the first minute its ranks may not have taken it yet
+    else: said = dict(status='failed', message=f'its processes are gone; trm train {folder} --resume goes on from a checkpoint')
     steps = yaml.safe_load(config.read_text(encoding='utf-8'))['learn']['steps']
     return Job(folder=str(folder), preset=str(folder), steps=steps, state=said['status'], error=said.get('message') or None)
 
