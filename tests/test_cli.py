@@ -388,3 +388,8 @@ def test_a_run_whose_processes_are_gone(here, capsys):
         assert cli.call(['runs', '--json']) == 0
         states += [(r['state'], r['error']) for r in json.loads(capsys.readouterr().out)]
     assert states[0] == ('running', None) and states[1][0] == 'failed' and 'its processes are gone' in states[1][1]
+
+def test_a_full_disk_that_names_no_file():
+    "As a write to an open file tells it; a bug of another kind stays one."
+    assert cli.explain_error(OSError(errno.ENOSPC, 'No space left on device')) == ('trm: the disk is full: [Errno 28] No space left on device', 2)
+    assert cli.explain_error(OSError('of another kind')) is None

@@ -135,7 +135,7 @@ def explain_error(
     if hasattr(error, 'format_message'): return _usage(error), 2
     if isinstance(error, KeyboardInterrupt): return f"trm: {str(error) or 'interrupted'}", 130
     if isinstance(error, typer.Abort): return 'trm: given up', 1
-    if isinstance(error, OSError) and error.errno and error.filename: return f'trm: {_DISK.get(error.errno, error.strerror)}: {error.filename}', 2
+    if isinstance(error, OSError) and error.errno and (error.filename or error.errno in _DISK): return f'trm: {_DISK.get(error.errno, error.strerror)}: {error.filename or error}', 2
 
 def call(
     args:list[str], # as after `trm`

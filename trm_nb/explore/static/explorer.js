@@ -476,6 +476,7 @@ export class Explorer {
       ...(this.live ? [grab('settingsButton', button('Settings', 'steps, cycles, noise, seed', () => this.toggle('settings'), 'trm-toggle')), grab('compareButton', button('Compare', 'two checkpoints or two settings side by side', () => this.compare(!this.comparing), 'trm-toggle'))] : []),
       h('span', { class: 'trm-hold' }, button('Export', 'save what is seen', () => { menu.hidden = !menu.hidden; menu.classList.remove('trm-left'); menu.classList.toggle('trm-left', menu.getBoundingClientRect().left < this.root.getBoundingClientRect().left); }), menu),
       iconButton('theme', 'light or dark', () => this.theme.turn()));
+    if (this.solveButton) this.solveButton.onpointerdown = () => { this.pressed = this.busy; };
     this.text = h('textarea', { rows: 4, placeholder: '', spellcheck: false, 'aria-label': 'puzzle as text' });
     const file = h('input', { type: 'file', accept: '.txt,.json,.csv', 'aria-label': 'file with a puzzle', onchange: async e => { const f = e.target.files[0]; if (f) { this.text.value = await f.text(); this.read(f.name); e.target.value = ''; } } });
     this.paste = h('div', { class: 'trm-drawer', hidden: true }, this.text, h('div', { class: 'trm-column' }, button('Load', 'read the text', () => this.read(''), 'trm-main'), file));
@@ -580,7 +581,6 @@ export class Explorer {
     this.grain.disabled = false;
     if (this.live) this.makeSettings();
     this.makeSwatches();
-    if (this.solveButton) this.solveButton.onpointerdown = () => { this.pressed = this.busy; };
     if (this.draft && b.serial !== this.drafted) this.edit(false);
     this.relayout();
   }
