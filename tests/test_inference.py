@@ -10,6 +10,7 @@ from trm_nb.data.format import PUZZLES
 from trm_nb.explore import solver as solver_module
 from trm_nb.explore.solver import Solver
 from trm_nb.models.act import PuzzleShape, ponder
+from trm_nb.models import halting
 from trm_nb.models.halting import Slots, accelerated, ponder_until, solve_until
 from trm_nb.models.pretrained import save_pretrained
 from trm_nb.models.zoo import build_model
@@ -133,6 +134,29 @@ def test_compiled_once_for_all_sizes(act, batch, plain):
     with accelerated(act, compile=True): found = solve_until(act, batch['inputs'], batch['puzzle_identifiers'], 9)
     assert (found.steps == plain[2]).all()
     assert torch._dynamo.utils.counters['stats']['unique_graphs'] == 1
+
+
+def test_small_batches_that_come_often_are_recorded(act, monkeypatch):
+    made, calls = [], []
+    class Recorded:
+        def __init__(self, function, device, pool): made.append(pool); self.function = function
+        def __call__(self, z, x): calls.append((len(x), torch.is_grad_enabled(), torch.is_inference_mode_enabled())); return self.function(z, x)
+    monkeypatch.setattr(halting, 'Replay', Recorded)
+    monkeypatch.setattr(torch.cuda, 'graph_pool_handle', lambda: 'pool')
+    monkeypatch.setattr(halting, 'RECORDED', 4 * act.inner.positions)
+    run, inner = halting.replayed(act.inner), act.inner
+    def step(n, watch=None): return run(inner.start(n), torch.ones(n, inner.positions, 32), watch)
+    with torch.inference_mode():
+        for n in (4, 2, 4): out = step(n)
+        assert (out['z_H'] == inner.recur(inner.start(4), torch.ones(4, inner.positions, 32))['z_H']).all()
+        assert calls == [(4, False, False), (2, False, False), (4, False, False)] and made == ['pool', 'pool']
+        seen = []
+        step(5)                                                                             # large
+        step(4, lambda u, z: seen.append(u))                                                # watched
+        with inner.at_depth((1, 1)): step(4)                                                # of another depth
+        assert len(calls) == 3 and seen == inner.schedule()
+    step(4)['z_H'].sum().backward()                                                         # with a gradient
+    assert len(calls) == 3
 
 
 # the solver

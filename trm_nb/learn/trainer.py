@@ -22,7 +22,7 @@ from .ema import EMA
 from .launch import Ranks
 from .losses import METRICS, LossSettings, act_loss
 from .optim import OPTIMISERS, MuonSettings, SignSGD
-from .replay import Replay
+from ..models.replay import Replay
 from .schedule import DECAYS, annealed, learning_rate
 from .starts import LatentSettings, Unrest, several, shaken, winners
 

@@ -226,16 +226,16 @@ def _task_out(ballot, answers):
     pairs = [dict(number=p.number, votes=p.votes, attempts=[attempt(c) for c in p.candidates[:3]]) for p in ballot.count(answers).pairs]
     return dict(name=ballot.task.name, identifier=ballot.status, note=ballot.note, copies=len(ballot.names), pairs=pairs)
 
-def _notes(question):
+def _notes(question, replies):
     "What must be known before the answers are believed."
     engine, row = question.engine, question.asked.identifier or 0
     status = '' if question.ballots else standing(engine.solver.act, engine.solver.puzzle.name, row)
-    return [words for words in (RANDOM if engine.trained is False else '', UNTOLD.get(status)) if words] + _clashes(question)
+    return [words for words in (RANDOM if engine.trained is False else '', UNTOLD.get(status)) if words] + _clashes(question, replies)
 
-def _clashes(question):
-    "Of puzzles that cannot have a solution, why."
+def _clashes(question, replies):
+    "Of puzzles that cannot have a solution, why; one that has a valid answer has one."
     solver, many = question.engine.solver, len(question.wishes) > 1
-    said = [contradictions(solver.puzzle, solver.look, tokens)[1] for _, tokens in question.wishes]
+    said = ['' if reply.answer.valid else contradictions(solver.puzzle, solver.look, tokens)[1] for (_, tokens), reply in zip(question.wishes, replies)]
     return [f'puzzle {i}: '*many + f'{words}: no answer can be right' for i, words in enumerate(said, 1) if words]
 
 def _votes_out(question, replies):
@@ -255,7 +255,7 @@ def respond(
     "The response in plain values."
     engine = question.engine
     votes, shown = _votes_out(question, replies) if question.ballots else ({}, replies)
-    return dict(model=engine.name, kind=engine.solver.puzzle.name, answers=[_answer_out(r, question.asked) for r in shown], notes=_notes(question), seconds=_number(seconds)) | votes
+    return dict(model=engine.name, kind=engine.solver.puzzle.name, answers=[_answer_out(r, question.asked) for r in shown], notes=_notes(question, replies), seconds=_number(seconds)) | votes
 
 # %% ../../nbs/07_serve/02_api.ipynb #c013
 log = logging.getLogger('trm_nb.serve') # one logger for all of the server
