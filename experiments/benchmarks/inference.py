@@ -2,7 +2,8 @@
 
 With --checkpoint the model is a trained one, and early exit stops its puzzles where it would stop; --data names a dataset folder or a CSV
 file. A preset alone has random weights, which never halt: then only the first table tells something. Ways: `plain` is the model
-as it is, `fast` what trm eval does (on a GPU fused kernels, else compiled; weights cast once), `compiled` torch.compile on any device.
+as it is, `fast` what trm eval does (on a GPU fused kernels, else compiled; weights cast once; small batches recorded as CUDA graphs),
+`launched` the same with every kernel launched by itself, `compiled` torch.compile on any device.
 
 examples:
   PYTHONPATH=. python3 experiments/benchmarks/inference.py --checkpoint runs/demo --data data/demo
@@ -15,11 +16,12 @@ import numpy as np
 from trm_nb.data.device import DTYPES, pick_dtype
 from trm_nb.evaluate.evaluator import read_split
 from trm_nb.explore.solver import Solver
+from trm_nb.models import halting
 from trm_nb.models.halting import accelerated, solve_until
 from trm_nb.models.pretrained import load_pretrained
 
 torch = c.torch
-WAYS = dict(plain=None, fast=None, compiled=True) # what `accelerated` is told; plain does not ask it
+WAYS = dict(plain=None, fast=None, launched=None, compiled=True) # what `accelerated` is told; plain does not ask it
 
 
 def arguments():
@@ -33,7 +35,7 @@ def arguments():
     p.add_argument('--batch', type=c.numbers, default=[1, 16, 64], metavar='N,M', help='puzzles at once')
     p.add_argument('--steps', type=int, help="ACT steps at most (default: the model's)")
     p.add_argument('--dtype', type=c.words, default=['auto'], metavar='A,B', help='auto, float32, bfloat16')
-    p.add_argument('--ways', type=c.words, metavar='A,B', help='plain, fast, compiled (default: fast)')
+    p.add_argument('--ways', type=c.words, metavar='A,B', help='plain, fast, launched, compiled (default: fast)')
     p.add_argument('--threads', type=int, help='CPU threads')
     p.add_argument('--repeats', type=int, default=5, help='timed repetitions of an ACT step')
     return check(p.parse_args())
@@ -63,9 +65,15 @@ def the_puzzles(a, act, device):
 
 class Way:
     "The model sped up in one way, for a `with` block."
-    def __init__(self, act, way): self.context = None if way == 'plain' else accelerated(act, WAYS[way])
-    def __enter__(self): return self.context.__enter__() if self.context else 'plain'
-    def __exit__(self, *error): return self.context.__exit__(*error) if self.context else None
+    def __init__(self, act, way): self.context, self.limit = None if way == 'plain' else accelerated(act, WAYS[way]), 0 if way == 'launched' else halting.RECORDED
+
+    def __enter__(self):
+        self.kept, halting.RECORDED = halting.RECORDED, self.limit
+        return self.context.__enter__() if self.context else 'plain'
+
+    def __exit__(self, *error):
+        halting.RECORDED = self.kept
+        return self.context.__exit__(*error) if self.context else None
 
 def step_row(act, puzzles, batch, device, a):
     "One ACT step of a batch."
