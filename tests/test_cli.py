@@ -323,7 +323,7 @@ def test_two_do_not_train_in_one_folder(here, capsys):
         while not Path('runs/busy/metrics.jsonl').exists(): assert first.poll() is None and time.monotonic() < until; time.sleep(.1)
         for more in (['--overwrite'], []):
             assert cli.call([*TRAIN, 'name=busy', *more]) == 2
-            assert 'runs/busy is being trained by another process' in capsys.readouterr().err
+            assert 'runs/busy is being worked on by another process' in capsys.readouterr().err
         assert cli.call(['runs']) == 0 and 'running' in capsys.readouterr().out
         first.kill()
     while not Path('runs/busy/status.json').exists(): assert time.monotonic() < until; time.sleep(.1)

@@ -8,7 +8,8 @@ from trm_nb import cli
 from trm_nb.config import load_config
 from trm_nb.lab import dispatch
 from trm_nb.data.sudoku import write_generated
-from trm_nb.lab.jobs import Hold, Job, describe, read_job
+from trm_nb.data.locks import Hold
+from trm_nb.lab.jobs import Job, describe, read_job
 from trm_nb.lab.slurm import looker
 from trm_nb.lab.work import execute
 from trm_nb.learn.checkpoint import saved_steps

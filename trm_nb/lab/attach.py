@@ -11,7 +11,8 @@ from pathlib import Path
 from tqdm.auto import tqdm
 from ..config import load_config
 from ..data.basics import UserError
-from .jobs import Job, describe, read_job, state_of, turn
+from ..data.locks import turn
+from .jobs import Job, describe, read_job, state_of
 from .slurm import find_job, looker, submit
 from ..learn.checkpoint import saved_steps
 from ..run import check_folder

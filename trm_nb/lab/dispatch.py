@@ -17,9 +17,10 @@ import torch
 import typer
 from ..config import Config, load_config, make_config, read_yaml
 from ..data.basics import UserError, check_settings, write_json
+from ..data.locks import held
 from . import catalogue
 from .catalogue import Experiment
-from .jobs import STREAMS, Job, Queue, ask_to_stop, cpu_slots, describe, entry_of, find_runs, follow, fork_worker, gpu_slots, held, read_job, run_folders, runs_table
+from .jobs import STREAMS, Job, Queue, ask_to_stop, cpu_slots, describe, entry_of, find_runs, follow, fork_worker, gpu_slots, read_job, run_folders, runs_table
 from .slurm import SlurmSettings, cancel, check_slurm, looker, minutes, script, submit
 from .work import settings_of, worker
 from ..models.act import PuzzleShape
@@ -210,7 +211,7 @@ def detach(
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open('ab') as out:
         queue = subprocess.Popen([sys.executable, '-m', 'trm_nb.lab.dispatch', json.dumps(slots), str(lock), *(j.folder for j in jobs)], stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True)
-    while not held(lock) and queue.poll() is None: time.sleep(.1)
+    while held(lock) is False and queue.poll() is None: time.sleep(.1)
     if queue.poll(): raise UserError(f'the queue could not begin: {log.read_text().strip().splitlines()[-1]}')
     return log
 

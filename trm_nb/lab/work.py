@@ -10,10 +10,11 @@ import json, os, signal, socket, sys, time
 from pathlib import Path
 from ..config import Config, flatten, load_config, make_config, merge, read_yaml, source_values
 from ..data.basics import UserError, write_json
+from ..data.locks import Hold, turn
 from ..data.resources import experiments_path
 from . import catalogue
 from .catalogue import Experiment
-from .jobs import Hold, Job, ask_to_stop, asked_to_stop, last_words, read_job, turn
+from .jobs import Job, ask_to_stop, asked_to_stop, last_words, read_job
 from ..learn.checkpoint import saved_steps
 from ..publish.mirror import Copies
 from ..publish.pipeline import end_ranks
