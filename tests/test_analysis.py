@@ -229,6 +229,20 @@ def test_a_repetition_tells_nobody(lab, tmp_path, monkeypatch):
     assert (trained[0].run.mirror, trained[0].auto_publish, trained[0].telemetry.sinks) == (None, None, None)
 
 
+def test_only_a_repetition_is_thrown_away(lab, tmp_path, monkeypatch):
+    "--overwrite makes room where an earlier repetition lies, and nowhere else."
+    for name in ('own_a', 'own_b'): shutil.copytree(lab/'runs'/name, tmp_path/name, symlinks=True)
+    trained = []
+    monkeypatch.setattr('trm_nb.lab.compare.train', lambda config, *_, overwrite: trained.append((config.folder, overwrite)))
+    monkeypatch.setattr('trm_nb.lab.compare.weigh', lambda *folders: folders)
+    before = {f: f.read_bytes() for f in (tmp_path/'own_b').rglob('*') if f.is_file()}
+    with pytest.raises(UserError, match="own_b is no repetition of .*own_a, its '.*' is another: .*--out"): reproduce(tmp_path/'own_a', tmp_path/'own_b', overwrite=True)
+    assert not trained and {f: f.read_bytes() for f in (tmp_path/'own_b').rglob('*') if f.is_file()} == before
+    shutil.copytree(tmp_path/'own_a', tmp_path/'own_a_again', symlinks=True)
+    reproduce(tmp_path/'own_a', overwrite=True)
+    assert trained == [(tmp_path/'own_a_again', True)]
+
+
 @pytest.mark.slow
 def test_reproduce_builds_lost_data(tmp_path, monkeypatch, capsys):
     "An experiment of the catalogue whose puzzles are gone: they are made anew, and every figure comes back."

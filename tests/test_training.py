@@ -131,6 +131,18 @@ def test_signals_let_it_save_and_leave(config, number):
     assert 'step/s' in said and 'Traceback' not in said and 'elastic' not in said
 
 
+@pytest.mark.parametrize('nproc', [1, 2])
+def test_a_ctrl_c_before_it_trains(config, nproc):
+    "Just ends it: there is nothing to save, and no traceback of imports to read."
+    folder = prepare(config(f'early{nproc}'), nproc, overwrite=True)
+    for seconds in (.5, 1):
+        run = subprocess.Popen(launch_command(folder, Cluster(nproc)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, text=True)
+        time.sleep(seconds)
+        os.killpg(run.pid, signal.SIGINT)
+        said, _ = run.communicate(timeout=60)
+        assert run.returncode != 0 and 'Traceback' not in said and not saved_steps(folder/'checkpoints'), said
+
+
 def test_resume_refuses_other_settings(config):
     c = config('kept', 'learn.steps=4')
     train(c)

@@ -8,8 +8,14 @@ __all__ = ['FREE', 'read_data', 'shape_of', 'changed_setting', 'check_folder', '
            'main', 'Cluster', 'launch_command', 'outcome', 'train', 'join', 'RunDied', 'progress_line', 'watch',
            'check_parameters', 'train_command']
 
+# %% ../nbs/91_run.ipynb #c0012
+import signal
+
+# %% ../nbs/91_run.ipynb #c0013
+if __name__ == '__main__' and __spec__: signal.signal(signal.SIGINT, signal.SIG_DFL) # in a program, not a notebook
+
 # %% ../nbs/91_run.ipynb #c002
-import errno, json, os, platform, shutil, signal, subprocess, sys, threading, time
+import errno, json, os, platform, shutil, subprocess, sys, threading, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path

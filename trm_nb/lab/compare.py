@@ -30,7 +30,7 @@ from .results import difference, read_run, shown
 from ..learn.callbacks import RowLog
 from ..learn.checkpoint import saved_steps
 from ..models.pretrained import load_pretrained, read_metadata
-from ..run import Cluster, hardware, read_data, train
+from ..run import Cluster, changed_setting, hardware, read_data, train
 
 # %% ../../nbs/08_lab/08_compare.ipynb #c005
 def find_run(
@@ -329,6 +329,12 @@ def weigh(
     figures = [(f'{kind} {k}', a[k], b[k]) for kind, keys in (('train', ('loss', 'accuracy')), ('eval', ('exact_accuracy', 'accuracy', 'halting_accuracy', 'steps'))) for a, b in [last[kind]] for k in keys if a.get(k) is not None and b.get(k) is not None]
     return Reproduction((then, now), figures, worst, missing, tuple(map(_last, rows)), _changed(*(read_metadata(f/'checkpoints'/'last') for f in (then, now))))
 
+def _check_earlier(folder, out, again):
+    "Refuse to throw away another run."
+    if not (out/'config.yaml').exists(): return
+    key = changed_setting(config_of(out), again)
+    if key: raise UserError(f"{out} is no repetition of {folder}, its '{key}' is another: remove it yourself, or name another folder with --out")
+
 def reproduce(
     folder:str|Path, # run folder
     out:str|Path|None=None, # folder of the repetition; None: beside it, with _again
@@ -346,6 +352,7 @@ def reproduce(
     _check_data(folder, config, read_metadata(folder/'checkpoints'/'last'))
     quiet = dict(telemetry=type(config.telemetry)(), run=type(config.run)(), auto_publish=None, name=out.name, runs=str(out.parent))
     again = config.model_copy(update=quiet | (dict(device=device) if device else {}))
+    if overwrite: _check_earlier(folder, out, again)
     train(again, Cluster(nproc, torchrun=nproc > 1), overwrite=overwrite)
     return weigh(folder, out)
 

@@ -6,8 +6,14 @@
 __all__ = ['INTERRUPTED', 'Ranks', 'torchrun', 'torchrun_command', 'answers', 'wait_for_first', 'last_word', 'SlurmSettings',
            'die_with_parent', 'run_and_wait']
 
+# %% ../../nbs/05_learn/06_launch.ipynb #c0012
+import signal
+
+# %% ../../nbs/05_learn/06_launch.ipynb #c0013
+if __name__ == '__main__' and __spec__: signal.signal(signal.SIGINT, signal.SIG_DFL) # as torchrun, and not in a notebook: a Ctrl-C before the ranks start just ends it
+
 # %% ../../nbs/05_learn/06_launch.ipynb #c002
-import ctypes, json, logging, os, signal, socket, subprocess, sys, time
+import ctypes, json, logging, os, socket, subprocess, sys, time
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
