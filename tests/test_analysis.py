@@ -231,13 +231,13 @@ def test_a_repetition_tells_nobody(lab, tmp_path, monkeypatch):
 
 def test_only_a_repetition_is_thrown_away(lab, tmp_path, monkeypatch):
     "--overwrite makes room where an earlier repetition lies, and nowhere else."
-    for name in ('own_a', 'own_b'): shutil.copytree(lab/'runs'/name, tmp_path/name, symlinks=True)
+    for name in ('own_a', 'own_b_s0'): shutil.copytree(lab/'runs'/name, tmp_path/name, symlinks=True)
     trained = []
     monkeypatch.setattr('trm_nb.lab.compare.train', lambda config, *_, overwrite: trained.append((config.folder, overwrite)))
     monkeypatch.setattr('trm_nb.lab.compare.weigh', lambda *folders: folders)
-    before = {f: f.read_bytes() for f in (tmp_path/'own_b').rglob('*') if f.is_file()}
-    with pytest.raises(UserError, match="own_b is no repetition of .*own_a, its '.*' is another: .*--out"): reproduce(tmp_path/'own_a', tmp_path/'own_b', overwrite=True)
-    assert not trained and {f: f.read_bytes() for f in (tmp_path/'own_b').rglob('*') if f.is_file()} == before
+    before = {f: f.read_bytes() for f in (tmp_path/'own_b_s0').rglob('*') if f.is_file()}
+    with pytest.raises(UserError, match="own_b_s0 is no repetition of .*own_a, its '.*' is another: .*--out"): reproduce(tmp_path/'own_a', tmp_path/'own_b_s0', overwrite=True)
+    assert not trained and {f: f.read_bytes() for f in (tmp_path/'own_b_s0').rglob('*') if f.is_file()} == before
     shutil.copytree(tmp_path/'own_a', tmp_path/'own_a_again', symlinks=True)
     reproduce(tmp_path/'own_a', overwrite=True)
     assert trained == [(tmp_path/'own_a_again', True)]
