@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from trm_nb.cli import call
 from trm_nb.config import load_config
-from trm_nb.data.basics import write_json
+from trm_nb.data.basics import UserError, write_json
 from trm_nb.data.sudoku import write_generated
 from trm_nb.lab.compare import compare, look, measured, reproduce, weigh
 from trm_nb.lab.dispatch import How, order
