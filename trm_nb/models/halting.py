@@ -231,7 +231,7 @@ def accelerated(
     how = 'fused' if cuda and fuse(inner) else 'compiled' if (cuda if compile is None else compile) else 'plain'
     kept = _cast_once(inner) if how != 'fused' and inner.dtype != torch.float32 else []
     if how == 'compiled': inner.recur = for_any_batch(inner.recur)
-    if cuda: inner.recur = replayed(inner)
+    if how == 'fused': inner.recur = replayed(inner)
     try: yield how
     finally:
         for p, data in kept: p.data = data

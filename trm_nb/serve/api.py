@@ -9,7 +9,7 @@ __all__ = ['log', 'SolveRequest', 'BadRequest', 'read_object', 'read_request', '
            'ExampleOut', 'model_info', 'metrics_text', 'create_app', 'explain_bodies', 'serve']
 
 # %% ../../nbs/07_serve/02_api.ipynb #c002
-import asyncio, hmac, json, logging, math, signal, sys, time, uuid
+import asyncio, hmac, json, logging, math, random, signal, sys, time
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -329,7 +329,7 @@ class Gate:
     async def __call__(self, scope, receive, send):
         "Pass a request on, or answer it."
         if scope['type'] != 'http': return await self.app(scope, receive, send)
-        began, scope = time.perf_counter(), scope | dict(facts={}, request_id=uuid.uuid4().hex[:12], asked=scope['method'], method='GET' if scope['method'] == 'HEAD' else scope['method']) # uvicorn sends no body where HEAD was asked for
+        began, scope = time.perf_counter(), scope | dict(facts={}, request_id=f'{random.getrandbits(48):012x}', asked=scope['method'], method='GET' if scope['method'] == 'HEAD' else scope['method']) # uvicorn sends no body where HEAD was asked for
         sent = Sent(send, scope['request_id'])
         try: await self._answer(scope, receive, sent)
         except ClientGone: sent.status = 499
