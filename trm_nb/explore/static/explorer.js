@@ -390,10 +390,10 @@ function later(widget) {
   if (widget.stale < 20) setTimeout(() => widget.stale && widget.relayout(), 100 * widget.stale);
 }
 
-/** A titled canvas: `base` is drawn when data, size or colours change, `over` at every frame. */
+/** A titled canvas: `base` is drawn when data, size or colours change, `over` at every frame; `fits` is how much of a height is needed at a width. */
 class Panel {
-  constructor(title, height, { base, over, press, tools = [], wide = false }) {
-    Object.assign(this, { height, base, over, press, still: document.createElement('canvas'), canvas: h('canvas', {}) });
+  constructor(title, height, { base, over, press, fits, tools = [], wide = false }) {
+    Object.assign(this, { height, base, over, press, fits, still: document.createElement('canvas'), canvas: h('canvas', {}) });
     this.title = h('span', { class: 'trm-title' }, title); this.names = h('span', { class: 'trm-key' });
     this.el = h('section', { class: 'trm-panel' + (wide ? ' trm-wide' : '') }, h('header', {}, this.title, this.names, ...tools), this.canvas);
     let down = false;
@@ -406,6 +406,7 @@ class Panel {
   key(entries) { this.names.replaceChildren(...entries.filter(e => e[0]).map(([text, colour]) => { const el = h('span', {}, text); el.style.color = colour; return el; })); }
   rebuild(theme) {
     this.width = Math.max(120, this.el.clientWidth - 2);
+    if (this.fits) this.height = this.fits(this.width, this.height);
     this.canvas.style.width = this.width + 'px'; this.canvas.style.height = this.height + 'px';
     this.state = this.base(fit(this.still, this.width, this.height), this.width, this.height, theme);
   }
@@ -519,7 +520,7 @@ export class Explorer {
     this.panels = {
       q: new Panel('q_halt', 132, { base: (...x) => this.baseHalting(...x), over: (ctx, s, theme) => { over(ctx, s, theme); this.overHalting(ctx, s, theme); }, press: time }),
       cells: new Panel('Cells', 132, { base: (...x) => this.baseCells(...x), over, press: time }),
-      maps: new Panel('Latents, cell by cell', 190, { wide: true, tools: [this.mapped], base: (...x) => this.baseMaps(...x), over: (...x) => this.overMaps(...x), press: (x, y, s, first) => this.pressMaps(x, y, s, first) }),
+      maps: new Panel('Latents, cell by cell', 190, { wide: true, tools: [this.mapped], fits: (...x) => this.mapsHeight(...x), base: (...x) => this.baseMaps(...x), over: (...x) => this.overMaps(...x), press: (x, y, s, first) => this.pressMaps(x, y, s, first) }),
       move: new Panel('Movement (rms)', 150, { base: (...x) => this.baseMove(...x), over, press: time }),
       path: new Panel('Path', 150, { base: (...x) => this.basePath(...x), over: (...x) => this.overPath(...x) }),
       heat: new Panel('Every cell, every update', 190, { wide: true, tools: [this.heat], base: (...x) => this.baseHeat(...x), over: (...x) => this.overHeat(...x), press: (x, y, s, first) => this.pressHeat(x, y, s, first) }),
@@ -963,11 +964,20 @@ export class Explorer {
     }
   }
 
-  /** Places of the maps of all latents. */
-  baseMaps(ctx, width, height, theme) {
+  /** All latents that have a map, and the size of a cell. */
+  mapsOf(width, height) {
     const shown = this.both().filter(([, t]) => t.inner && t.arrays.cell_path).flatMap(([side, trace]) => trace.latents.map(latent => ({ side, trace, latent })));
+    if (!shown.length) return { shown };
+    const [rows, cols] = this.sides.a.look.shape, each = width / shown.length;
+    return { shown, rows, cols, each, s: Math.min((each - 20) / cols, (height - 30) / rows) };
+  }
+
+  mapsHeight(width, height) { const { shown, rows, s } = this.mapsOf(width, height); return shown.length ? Math.min(height, Math.ceil(rows * s) + 30) : height; }
+
+  /** Places of the maps. */
+  baseMaps(ctx, width, height, theme) {
+    const { shown, rows, cols, each, s } = this.mapsOf(width, height);
     if (!shown.length) return null;
-    const [rows, cols] = this.sides.a.look.shape, each = width / shown.length, s = Math.min((each - 20) / cols, (height - 30) / rows);
     shown.forEach((m, i) => Object.assign(m, { s, left: Math.round((i + .5) * each - cols * s / 2), top: 6 }));
     return { maps: shown };
   }
