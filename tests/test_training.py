@@ -153,6 +153,22 @@ def test_resume_refuses_other_settings(config):
     assert train(config('kept', 'learn.steps=8'), resume=True) == 'done'
 
 
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(config):
+    pairs = 'learn.steps=8', 'learn.save_every=2', 'learn.keep_last=2', 'learn.lr_min_ratio=1', 'learn.eval_every=100'
+    c, whole = config('hurt', *pairs), config('unhurt', *pairs, 'learn.steps=10')
+    train(c), train(whole)
+    state = c.folder/'checkpoints/step_8/train_state.pt'
+    state.write_bytes(state.read_bytes()[:1000])
+    more = config('hurt', *pairs, 'learn.steps=10')
+    with pytest.raises(UserError, match='step_8/train_state.pt cannot be read .*: remove .*hurt/checkpoints/step_8 and go on from step 6'): train(more, resume=True)
+    shutil.rmtree(state.parent)
+    assert train(more, resume=True) == 'done' and saved_steps(c.folder/'checkpoints')[-1] == 10
+    assert (c.folder/'metrics.jsonl').read_text() == (whole.folder/'metrics.jsonl').read_text()
+    for s in saved_steps(c.folder/'checkpoints')[:-1]: shutil.rmtree(c.folder/f'checkpoints/step_{s}')
+    (c.folder/'checkpoints/step_10/train_state.pt').write_bytes(b'')
+    with pytest.raises(UserError, match='there is no other checkpoint'): train(config('hurt', *pairs, 'learn.steps=12'), resume=True)
+
+
 def test_out_of_memory_names_the_micro_batch(config, monkeypatch):
     c = config('big')
     folder = prepare(c)

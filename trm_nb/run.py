@@ -34,7 +34,7 @@ from .data.loader import TrainLoader, local_batch
 from .evaluate.arc import Arc, answered_tasks
 from .evaluate.evaluator import Cells, Evaluator, evaluate, leakage, make_evaluators, memory_advice
 from .learn.callbacks import CALLBACKS, Callback, Checkpointer, Evaluate, KeepPredictions, Progress, Recorder, RowLog, stop_on_signal
-from .learn.checkpoint import load_train_state, saved_steps
+from .learn.checkpoint import load_train_state, newest, saved_steps
 from .learn.losses import LOSSES
 from .data.device import pick_device
 from .learn.launch import INTERRUPTED, Ranks, die_with_parent, last_word, run_and_wait, torchrun_command, wait_for_first
@@ -123,7 +123,7 @@ def begin(
 
 def _check_data(config, train):
     "Refuse to go on with other puzzles than those that were trained on; where they lie does not matter."
-    said = read_metadata(config.folder/'checkpoints'/'last').get('data') or {}
+    said = read_metadata(newest(config.folder/'checkpoints')).get('data') or {}
     if 'fingerprint' in said and said['fingerprint'] != train.fingerprint():
         raise UserError(f"{config.folder} was trained on other puzzles ({said.get('path')}) than {train.path} holds: give it the same data, or start anew in another folder")
 
@@ -274,7 +274,7 @@ def work(
     config = make_config(read_yaml(Path(folder)/'config.yaml'))
     ranks = Ranks.start(config.device)
     trainer = compose(config, ranks, resume)
-    if resume: restore(trainer, load_train_state(Path(folder)/'checkpoints'/'last'))
+    if resume: restore(trainer, load_train_state(newest(Path(folder)/'checkpoints')))
     ready(trainer)
     try: trainer.fit()
     except torch.OutOfMemoryError: raise out_of_memory(trainer) from None

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
-from .basics import Registry, UserError, atomic_folder, explain, fingerprint, suggest, write_json
+from .basics import Registry, UserError, atomic_folder, explain, fingerprint, in_brief, suggest, write_json
 
 # %% ../../nbs/01_data/02_format.ipynb #c006
 @dataclass
@@ -279,7 +279,7 @@ def _load_json(file):
 def _load_array(file):
     if not file.exists(): raise UserError(f'{file} is missing')
     try: return np.load(file, mmap_mode='r', allow_pickle=False)
-    except Exception as e: raise UserError(f'{file}: truncated, or no array of numbers ({str(e).splitlines()[0]:.80})') from None
+    except Exception as e: raise UserError(f'{file}: truncated, or no array of numbers ({in_brief(e)})') from None
 
 def _load_metadata(file):
     values = _load_json(file)

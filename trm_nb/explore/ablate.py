@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from pydantic import Field
-from ..data.basics import UserError, atomic_file
+from ..data.basics import UserError, atomic_file, in_brief
 from ..evaluate.figures import Picture
 from .analyse import Analysis
 from .bench import RunSettings, altered
@@ -211,7 +211,7 @@ class Ablations:
         try:
             with np.load(path, allow_pickle=False) as f: return _assemble(dict(f))
         except FileNotFoundError: raise UserError(f'no file {path}') from None
-        except Exception as e: raise UserError(f'{path} holds no ablations: {str(e).splitlines()[0]:.80}') from None
+        except Exception as e: raise UserError(f'{path} holds no ablations: {in_brief(e)}') from None
 
     def __repr__(self): return '\n'.join(map(repr, self.results))
     def _repr_mimebundle_(self, include=None, exclude=None): return {'image/png': self.plot().png(), 'text/plain': repr(self)}

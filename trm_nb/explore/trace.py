@@ -12,7 +12,7 @@ import base64, html, json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 import numpy as np
-from ..data.basics import UserError, atomic_file, write_text
+from ..data.basics import UserError, atomic_file, in_brief, write_text
 from ..data.format import PUZZLES
 from ..evaluate.figures import COLOURS, CYCLE, Picture, tidy
 from .draw import Look, draw_film, draw_halting
@@ -347,7 +347,7 @@ def load_trace(
     try:
         with np.load(path, allow_pickle=False) as f: return _assemble(dict(f))
     except FileNotFoundError: raise UserError(f'no file {path}') from None
-    except Exception as e: raise UserError(f'{path} is not a trace: {str(e).splitlines()[0]:.80}') from None
+    except Exception as e: raise UserError(f'{path} is not a trace: {in_brief(e)}') from None
 
 _PAGE = '''<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>

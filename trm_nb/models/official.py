@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import yaml
 from torch import Tensor
-from ..data.basics import UserError, atomic_file, write_text
+from ..data.basics import UserError, atomic_file, in_brief, write_text
 from .act import ACT
 from .zoo import MODELS
 
@@ -70,7 +70,7 @@ def official_config(
     config = Path(file).parent/CONFIG
     if not config.is_file(): return {}
     try: values = yaml.safe_load(config.read_text(encoding='utf-8'))
-    except (yaml.YAMLError, UnicodeDecodeError) as e: raise UserError(f'{config} is no YAML ({str(e).splitlines()[0]})') from None
+    except (yaml.YAMLError, UnicodeDecodeError) as e: raise UserError(f'{config} is no YAML ({in_brief(e)})') from None
     if not isinstance(values, dict) or not isinstance(values.get('arch', {}), dict): raise UserError(f"{config} has no section 'arch'")
     return values
 

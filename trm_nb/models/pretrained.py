@@ -17,7 +17,7 @@ import typer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from ..data.basics import UserError, atomic_file, suggest, write_json
+from ..data.basics import UserError, atomic_file, in_brief, suggest, write_json
 from ..data.env import token
 from ..data.format import DatasetMetadata, PuzzleDataset
 from ..data.remote import reason
@@ -254,7 +254,7 @@ def _read_shape(folder):
     file = Path(folder)/'train/dataset.json'
     try: metadata = DatasetMetadata(**json.loads(file.read_text(encoding='utf-8')))
     except FileNotFoundError: raise UserError(f'no dataset in {folder}: {file} is missing') from None
-    except (ValueError, TypeError) as e: raise UserError(f'{file} is damaged ({str(e).splitlines()[0]})') from None
+    except (ValueError, TypeError) as e: raise UserError(f'{file} is damaged ({in_brief(e)})') from None
     return PuzzleShape(metadata.vocab_size, metadata.seq_len, metadata.num_puzzle_identifiers), metadata
 
 def _described(name, shape):

@@ -24,7 +24,7 @@ import torch
 import typer
 from pydantic import Field
 from ..data.arc import Task, read_task
-from ..data.basics import MissingExtra, UserError, check_settings
+from ..data.basics import MissingExtra, UserError, check_settings, in_brief
 from ..data.env import env
 from ..data.format import PUZZLES, Puzzle
 from ..explore.bench import Entry, RunSettings, altered, empty, known_solution, setting_fields
@@ -988,7 +988,7 @@ def share(
     from gradio.networking import setup_tunnel
     host, _, port = address.removeprefix('http://').rpartition(':')
     try: return setup_tunnel(local_host=host, local_port=int(port), share_token=secrets.token_urlsafe(32), share_server_address=None, share_server_tls_certificate=None)
-    except Exception as e: raise UserError(f'no public address: {str(e).splitlines()[0] if str(e) else type(e).__name__}') from None
+    except Exception as e: raise UserError(f'no public address: {in_brief(e)}') from None
 
 def _worth_a_line(record):
     "The page asks a lot; the log is of the API and of what went wrong."
