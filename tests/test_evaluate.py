@@ -105,6 +105,10 @@ def test_an_evaluator_sees_every_step_of_every_puzzle(model, data):
     assert score(model, data, evaluators=[]).summary() == {}
 
 
+def test_an_evaluator_of_other_puzzles_is_refused(model, data):
+    with pytest.raises(UserError, match="evaluator 'maze' follows paths in mazes, not in sudoku"): score(model, data, evaluators=['maze'])
+
+
 def test_an_evaluator_may_remember(model, data):
     class Sum(Evaluator):
         total = 0

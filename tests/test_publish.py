@@ -266,6 +266,14 @@ def test_dry_run_sends_nothing(hub, run, data, monkeypatch):
     assert not hub.log
 
 
+@pytest.mark.parametrize('command', [['model', 'me/tiny'], ['model', 'me/tiny', '--dry-run'], ['space', 'me/page', '--dry-run']], ids=' '.join)
+def test_damaged_weights_are_not_published(hub, run, command):
+    weights = run/'checkpoints/step_100/model.safetensors'
+    weights.write_bytes(weights.read_bytes()[:500])
+    code, _, err = said('publish', command[0], str(run), *command[1:])
+    assert code == 2 and 'model.safetensors is damaged or truncated' in err and err.count('\n') == 1 and not hub.repos
+
+
 def test_options(hub, run, data, tmp_path, monkeypatch):
     monkeypatch.setenv('HUGGINGFACE_DATASET_REPO', 'me/from-env')
     (tmp_path/'card.md').write_text('---\nlicense: mit\n---\n# Mine\n')

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 import numpy as np
 import torch
+from ..data.basics import UserError
 from ..data.maze import GOAL, PATH, START, WALL, altered, at_goal, distances, ends, flood, path_cells, pieces
 from .evaluator import EVALUATORS, Evaluator
 from .metrics import Score, exact
@@ -139,6 +140,7 @@ class MazePaths(Evaluator):
     "Any-shortest-path accuracy, and what the failed answers lack."
     def begin(self, dataset):
         "Forget what an earlier evaluation left."
+        if not dataset.puzzle.name.startswith('maze'): raise UserError(f"the evaluator 'maze' follows paths in mazes, not in {dataset.puzzle.name}")
         self.kept, self.report = [], None
 
     def update(self, batch, index, step, out):

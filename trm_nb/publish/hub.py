@@ -22,7 +22,7 @@ from ..data.env import env, token
 from ..data.format import PuzzleDataset
 from ..data.remote import cause, from_hub, passing, reason, retry_after, without_token
 from ..data.resources import experiments_path
-from ..models.pretrained import METADATA, WEIGHTS
+from ..models.pretrained import METADATA, WEIGHTS, read_tensors
 from .cards import Subject, check_card, curves_png, dataset_card, model_card, read_splits, read_subject, sample_png, shares, table_rows
 
 # %% ../../nbs/06_publish/02_hub.ipynb #c010
@@ -288,7 +288,8 @@ def as_json(
 def weights_files(
     subject:Subject, # a checkpoint
 )->Files:
-    "The weights, what they are, and a puzzle to try."
+    "The weights, what they are, and a puzzle to try; damaged weights are a `UserError`."
+    read_tensors(subject.checkpoint/WEIGHTS)
     return {WEIGHTS: subject.checkpoint/WEIGHTS, METADATA: as_json(without_places(subject.metadata)), 'example.json': as_json(subject.example)}
 
 def _run_files(subject):
