@@ -143,6 +143,30 @@ def test_a_ctrl_c_before_it_trains(config, nproc):
         assert run.returncode != 0 and 'Traceback' not in said and not saved_steps(folder/'checkpoints'), said
 
 
+@pytest.mark.slow
+def test_ranks_with_slow_steps_agree_to_stop_within_seconds(config, tmp_path, monkeypatch):
+    "Not only when they next log, which may be long after who asked has lost patience and kills them."
+    (tmp_path/'slow_steps.py').write_text("""
+import time
+from trm_nb.learn.callbacks import CALLBACKS, Callback
+@CALLBACKS.register('slow')
+class Slow(Callback):
+    def after_step(self, trainer):
+        time.sleep(.5)
+        with open(f'rank{trainer.ranks.rank}', 'a') as f: f.write('x')
+""")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    c = config('slow', 'learn.steps=1000', 'learn.log_every=1000', 'learn.eval_every=1000', 'plugins=[slow_steps]', 'callbacks=[slow]')
+    run = subprocess.Popen(launch_command(prepare(c, 2), Cluster(nproc=2)), start_new_session=True)
+    steps = lambda: (tmp_path/'rank0').stat().st_size if (tmp_path/'rank0').exists() else 0
+    while steps() < 15 and run.poll() is None: time.sleep(.01)
+    run.send_signal(signal.SIGTERM)
+    run.wait(60)
+    assert outcome(c.folder)['status'] == 'stopped' and 15 <= saved_steps(c.folder/'checkpoints')[-1] == steps() <= 35
+
+
 def test_resume_refuses_other_settings(config):
     c = config('kept', 'learn.steps=4')
     train(c)

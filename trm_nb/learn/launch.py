@@ -64,11 +64,11 @@ class Ranks:
         dist.all_gather(parts, x)
         return torch.cat(parts)
 
-    def any(self,
-        flag:bool, # this rank's
-    )->bool:
-        "Whether any rank says yes; waits for the device."
-        return bool(self.sum_(torch.tensor(float(flag), device=self.device))) if self.world > 1 else flag
+    def most(self,
+        *numbers:float, # this rank's
+    )->list[float]:
+        "The largest of each over ranks; waits for the device."
+        return self.gather(torch.tensor([numbers], dtype=torch.float32, device=self.device)).amax(0).tolist()
 
     def barrier(self):
         "Wait for all ranks."

@@ -6,7 +6,7 @@
 __all__ = ['LearnSettings', 'flat_gradients', 'Trainer', 'train_state', 'restore']
 
 # %% ../../nbs/05_learn/08_trainer.ipynb #c002
-import math
+import math, time
 from typing import Iterable, Literal
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -209,9 +209,13 @@ class Trainer:
         return part, part.pop('u')
 
     def _asked_to_stop(self):
-        "Whether to leave early; ranks agree on it when they log, where they wait for each other anyway."
+        "Whether to leave early; ranks agree on it every few seconds, and every `log_every` steps at the latest: they wait for each other there."
         if self.ranks.world == 1: return self.stop
-        return self.step_number % self.settings.log_every == 0 and self.ranks.any(self.stop)
+        if self.step_number < self.agree_at: return False
+        now, steps = time.monotonic(), self.step_number - self.agreed[0]
+        pace, asked = self.ranks.most((now - self.agreed[1]) / steps if steps else math.inf, self.stop)
+        self.agreed, self.agree_at = (self.step_number, now), self.step_number + max(1, min(int(5 / max(pace, 1e-3)), self.settings.log_every))
+        return bool(asked)
 
     @property
     def done(self)->bool:
@@ -220,6 +224,7 @@ class Trainer:
 
     def fit(self):
         "Train to the last step, or until asked to stop."
+        self.agreed, self.agree_at = (self.step_number, time.monotonic()), self.step_number # step and time of the last agreement to go on; step of the next
         self.call('before_fit')
         while not self.done and not self._asked_to_stop():
             self.step()
