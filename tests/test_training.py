@@ -135,7 +135,7 @@ def test_signals_let_it_save_and_leave(config, number):
 def test_a_ctrl_c_before_it_trains(config, nproc):
     "Just ends it: there is nothing to save, and no traceback of imports to read."
     folder = prepare(config(f'early{nproc}'), nproc, overwrite=True)
-    for seconds in (.5, 1):
+    for seconds in (.8, 1.2):
         run = subprocess.Popen(launch_command(folder, Cluster(nproc)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, text=True)
         time.sleep(seconds)
         os.killpg(run.pid, signal.SIGINT)
