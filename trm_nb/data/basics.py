@@ -37,7 +37,7 @@ def suggest(
 # %% ../../nbs/01_data/00_basics.ipynb #c0092
 def in_brief(
     error:BaseException, # of another library
-    most:int=80, # characters
+    most:int|None=80, # characters; None: all
 )->str:
     "The first line of an error's message; its type where it has none."
     return (str(error).strip() or type(error).__name__).splitlines()[0][:most]

@@ -6,6 +6,7 @@
 __all__ = ['from_hub', 'cause', 'status_of', 'passing', 'retry_after', 'without_token', 'reason']
 
 # %% ../../nbs/01_data/085_remote.ipynb #c002
+from .basics import in_brief
 from .env import token
 
 # %% ../../nbs/01_data/085_remote.ipynb #c005
@@ -86,5 +87,5 @@ def reason(
     if status in (409, 412): return f'{repo} was changed by somebody else at the same moment ({status}): try again'
     if status == 429: return _busy(error)
     if status and status >= 500: return f'the Hub is out of order ({status}): try again later'
-    first = without_token((str(error).strip() or type(error).__name__).splitlines()[0])[:120]
+    first = without_token(in_brief(error, None))[:120]
     return f'the Hub cannot be reached ({first})' if status is None and passing(error) else first

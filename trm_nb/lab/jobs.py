@@ -80,7 +80,7 @@ def _lives(job):
     if job.host != socket.gethostname() or not job.pid: return True
     try: os.kill(job.pid, 0)
     except ProcessLookupError: return False
-    except PermissionError: return True
+    except PermissionError: pass # somebody else's
     return True
 
 def state_of(

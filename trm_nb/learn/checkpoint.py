@@ -55,9 +55,9 @@ def load_train_state(
     file = Path(checkpoint)/'train_state.pt'
     if not file.exists(): raise UserError(f'{file} is missing: training cannot go on from here')
     try: return torch.load(file, map_location=device, weights_only=True)
-    except Exception as e: raise UserError(f'{file} cannot be read ({in_brief(e)}): {_without(file.parent)}') from None
+    except Exception as e: raise UserError(f'{file} cannot be read ({in_brief(e)}): {_advice(file.parent)}') from None
 
-def _without(checkpoint):
+def _advice(checkpoint):
     "What is to be done where a checkpoint is damaged."
     earlier = [s for s in saved_steps(checkpoint.parent) if f'step_{s}' != checkpoint.resolve().name]
     return f'remove {checkpoint.parent/checkpoint.resolve().name} and go on from step {earlier[-1]:,}' if earlier else 'there is no other checkpoint to go on from'

@@ -209,12 +209,12 @@ class Trainer:
         return part, part.pop('u')
 
     def _asked_to_stop(self):
-        "Whether to leave early; ranks agree on it every few seconds, and every `log_every` steps at the latest: they wait for each other there."
+        "Whether to leave early; ranks agree on it when they log, where they wait for each other anyway, and with slow steps every five seconds."
         if self.ranks.world == 1: return self.stop
         if self.step_number < self.agree_at: return False
-        now, steps = time.monotonic(), self.step_number - self.agreed[0]
+        now, steps, every = time.monotonic(), self.step_number - self.agreed[0], self.settings.log_every
         pace, asked = self.ranks.most((now - self.agreed[1]) / steps if steps else math.inf, self.stop)
-        self.agreed, self.agree_at = (self.step_number, now), self.step_number + max(1, min(int(5 / max(pace, 1e-3)), self.settings.log_every))
+        self.agreed, self.agree_at = (self.step_number, now), self.step_number + max(1, min(int(5 / max(pace, 1e-3)), every - self.step_number % every))
         return bool(asked)
 
     @property

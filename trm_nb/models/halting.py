@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 import torch
 from torch import Tensor
-from .act import ACT, Outputs, choose
+from .act import ACT, Outputs, Recursion, choose
 from .fused import fuse
 from .layers import Linear, Stack
 from .replay import Replay
@@ -196,15 +196,15 @@ def for_any_batch(
 RECORDED = 32_768 # positions of a batch, up to which a GPU waits for launches
 
 def replayed(
-    inner, # a model's inner part, on CUDA, not to be trained
+    inner:Recursion, # of a model on CUDA that is not trained meanwhile
 )->Callable:
     "Its `recur`, recorded for each small batch size that comes often."
     recur, own, pool, recorded = inner.recur, inner.cycles, torch.cuda.graph_pool_handle(), {}
     def run(z, x, watch=None):
         "As it is where somebody watches or has changed the cycles."
         if watch or torch.is_grad_enabled() or x[..., 0].numel() > RECORDED or inner.cycles != own: return recur(z, x, watch)
-        replay = recorded.get(len(x)) or recorded.setdefault(len(x), Replay(recur, x.device, pool=pool))
-        with torch.inference_mode(False), torch.no_grad(): return replay(z, x)
+        if len(x) not in recorded: recorded[len(x)] = Replay(recur, x.device, pool=pool)
+        with torch.inference_mode(False), torch.no_grad(): return recorded[len(x)](z, x)
     return run
 
 def _has_own(inner): # does somebody run this model in a way of their own?
