@@ -3,6 +3,7 @@ import json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -131,16 +132,25 @@ def test_signals_let_it_save_and_leave(config, number):
     assert 'step/s' in said and 'Traceback' not in said and 'elastic' not in said
 
 
+def imports_torch(pid):
+    """Whether a process has got as far as torch's libraries; Python itself has started by then."""
+    try: return 'libtorch' in Path(f'/proc/{pid}/maps').read_text()
+    except OSError: return False
+
+
+@pytest.mark.skipif(not Path('/proc/self/maps').exists(), reason='no /proc to see by when a process imports torch')
 @pytest.mark.parametrize('nproc', [1, 2])
-def test_a_ctrl_c_before_it_trains(config, nproc):
+@pytest.mark.parametrize('who', ['torchrun', 'ranks'])
+def test_a_ctrl_c_before_it_trains(config, nproc, who):
     "Just ends it: there is nothing to save, and no traceback of imports to read."
-    folder = prepare(config(f'early{nproc}'), nproc, overwrite=True)
-    for seconds in (.8, 1.2):
-        run = subprocess.Popen(launch_command(folder, Cluster(nproc)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, text=True)
-        time.sleep(seconds)
-        os.killpg(run.pid, signal.SIGINT)
-        said, _ = run.communicate(timeout=60)
-        assert run.returncode != 0 and 'Traceback' not in said and not saved_steps(folder/'checkpoints'), said
+    folder = prepare(config('early'), nproc)
+    run = subprocess.Popen(launch_command(folder, Cluster(nproc)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, text=True)
+    ranks = lambda: psutil.Process(run.pid).children()
+    ready = (lambda: imports_torch(run.pid)) if who == 'torchrun' else lambda: len(ranks()) == nproc and all(imports_torch(r.pid) for r in ranks())
+    while run.poll() is None and not ready(): time.sleep(.005)
+    os.killpg(run.pid, signal.SIGINT)
+    said, _ = run.communicate(timeout=60)
+    assert run.returncode != 0 and 'Traceback' not in said and not saved_steps(folder/'checkpoints'), said
 
 
 @pytest.mark.slow
