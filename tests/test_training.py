@@ -140,14 +140,15 @@ def imports_torch(pid):
 
 @pytest.mark.skipif(not Path('/proc/self/maps').exists(), reason='no /proc to see by when a process imports torch')
 @pytest.mark.parametrize('nproc', [1, 2])
-@pytest.mark.parametrize('who', ['torchrun', 'ranks'])
-def test_a_ctrl_c_before_it_trains(config, nproc, who):
+@pytest.mark.parametrize('when', ['torchrun imports torch', 'ranks start', 'ranks import torch'])
+def test_a_ctrl_c_before_it_trains(config, nproc, when):
     "Just ends it: there is nothing to save, and no traceback of imports to read."
     folder = prepare(config('early'), nproc)
     run = subprocess.Popen(launch_command(folder, Cluster(nproc)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, text=True)
-    ranks = lambda: psutil.Process(run.pid).children()
-    ready = (lambda: imports_torch(run.pid)) if who == 'torchrun' else lambda: len(ranks()) == nproc and all(imports_torch(r.pid) for r in ranks())
-    while run.poll() is None and not ready(): time.sleep(.005)
+    ranks = lambda: [p for p in psutil.Process(run.pid).children() if when == 'ranks start' or 'trm_nb.learn.launch' not in p.cmdline()] # in the first moment they are still torchrun's image
+    ready = {'torchrun imports torch': lambda: imports_torch(run.pid), 'ranks start': lambda: len(ranks()) > 0,
+             'ranks import torch': lambda: len(ranks()) == nproc and all(imports_torch(r.pid) for r in ranks())}[when]
+    while run.poll() is None and not ready(): time.sleep(0 if when == 'ranks start' else .005)
     os.killpg(run.pid, signal.SIGINT)
     said, _ = run.communicate(timeout=60)
     assert run.returncode != 0 and 'Traceback' not in said and not saved_steps(folder/'checkpoints'), said

@@ -292,7 +292,7 @@ def main(
     "Entry of a rank; leaves status.json. Once it trains, signals let it save and leave, and cut neither short."
     folder, *flags = args or sys.argv[1:]
     first = os.environ.get('RANK', '0') == '0'
-    die_with_parent()
+    die_with_parent(int(os.environ.get('TRM_LAUNCHER', 0)))
     mine = first and Hold(Path(folder)/'config.yaml', patience=1) # until this process ends
     try: status, message = work(folder, '--resume' in flags, stop_on_signal), ''
     except UserError as e: status, message = 'failed', str(e)

@@ -91,8 +91,9 @@ def torchrun(
     from torch.distributed.run import main
     def leave(number, frame):
         for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.SIG_IGN)
-        raise SignalException(f'signal {number}', signal.Signals(number))
+        raise SignalException(f'signal {number}', signal.SIGTERM) # what ranks get: while Python starts, it dies of it without a word, and not of SIGINT
     for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, leave)
+    os.environ['TRM_LAUNCHER'] = str(os.getpid()) # ranks look whether it is still their parent
     try: main(args)
     except (ChildFailedError, SignalException): return 1
     return 0
@@ -153,9 +154,12 @@ class SlurmSettings(Settings):
 # %% ../../nbs/05_learn/06_launch.ipynb #c014
 INTERRUPTED = 130 # exit code of what Ctrl-C ended
 
-def die_with_parent():
+def die_with_parent(
+    parent:int|None=None, # its process number; if it is not our parent (any more) we get a SIGTERM now
+):
     "Ask Linux to send SIGTERM to this process when its parent dies, in whatever way: ranks then save and leave."
     if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    if parent and os.getppid() != parent: os.kill(os.getpid(), signal.SIGTERM)
 
 def run_and_wait(
     command:list[str], # what to run
