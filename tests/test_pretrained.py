@@ -267,6 +267,9 @@ def test_export_command(run, tmp_path, model):
     back = load_pretrained(tmp_path/'ours')
     assert back.puzzle == 'sudoku-4x4' and back.metadata['step'] == 10
     assert all(torch.equal(a, b) for a, b in zip(back.act.parameters(), model.parameters()))
+    before = {p: p.read_bytes() for p in run.rglob('*') if p.is_file()}
+    with pytest.raises(UserError, match='exists already: choose another place'): export_command(str(tmp_path/'theirs'), str(run))
+    assert {p: p.read_bytes() for p in run.rglob('*') if p.is_file()} == before
 
 
 def test_info_command(run, tmp_path):

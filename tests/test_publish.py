@@ -440,7 +440,7 @@ def test_environment_alone_publishes_a_run(hub, data, tmp_path, monkeypatch, nam
 def test_space(hub, run, tmp_path):
     code, out, err = said('publish', 'space', str(run), 'me/page', '--out', str(tmp_path/'page'), '--model', 'me/tiny')
     assert code == 0 and 'python app.py there serves the page' in out
-    assert 'is not empty' in said('publish', 'space', str(run), 'me/page', '--out', str(tmp_path/'page'))[2]
+    assert 'exists already' in said('publish', 'space', str(run), 'me/page', '--out', str(tmp_path/'page'))[2]
     assert said('publish', 'space', str(run), 'me/page')[0] == 0
     repo = hub.repo('me/page', 'space')
     assert repo.private and repo.sdk == 'gradio' and {p.relative_to(tmp_path/'page').as_posix() for p in (tmp_path/'page').rglob('*') if p.is_file()} <= set(repo.files)

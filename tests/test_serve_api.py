@@ -360,12 +360,12 @@ def test_client_that_leaves_frees_the_device(solver):
 
 
 def test_time_limit_frees_the_device(solver):
-    with Gated(solver) as gated, client(solver, time_limit=.3, cache_mb=0) as c:
+    with Gated(solver) as gated, client(solver, time_limit=1, cache_mb=0) as c:
         engine = c.app.state.models.get()
         with ThreadPoolExecutor() as pool:
             late = pool.submit(c.post, '/api/solve', json=dict(puzzle=FOUR, max_steps=64, early_exit=False))
             until(lambda: engine.running)
-            time.sleep(.35)
+            time.sleep(1.05)
             gated.gate.release(1)                                # it is late after the first of 64 steps
             assert late.result().status_code == 504
         until(lambda: not engine.running)

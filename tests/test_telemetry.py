@@ -354,15 +354,15 @@ def test_alias_leaves_the_checkpoint_before(tmp_path):
 def test_slow_server_holds_up_nobody(tmp_path, capfd):
     "A step does not wait for aliases to move, and the end of a run waits only so long."
     server, state = Server(), telemetry.State(tmp_path, 0)
-    sink = sink_of(server, state, patience=.5)
+    sink = sink_of(server, state, patience=2)
     send(sink, state, 'a', 'latest')
     server.slow.set()
     began = time.time()
     state.hold('b', ['latest'])
     sink.artifact('b', 'model', {}, {}, ['latest'])
-    assert time.time() - began < .3
+    assert time.time() - began < 2
     sink.finish(True)
-    assert .3 < time.time() - began < 2 and server.closed
+    assert 2 <= time.time() - began < 60 and server.closed       # it would take 1,000 s
 
 def test_aliases_are_kept_with_the_run(configure, monkeypatch):
     "Names are in telemetry.json before a checkpoint is sent; a resumed run gives them to its sinks."

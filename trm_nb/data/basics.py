@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UserError', 'MissingExtra', 'suggest', 'in_brief', 'Settings', 'explain', 'check_settings', 'Registry', 'atomic_file',
-           'write_text', 'write_json', 'atomic_folder', 'fingerprint']
+           'write_text', 'write_json', 'atomic_folder', 'check_place', 'fingerprint']
 
 # %% ../../nbs/01_data/00_basics.ipynb #c002
 import difflib, errno, hashlib, json, os, re, shutil, tempfile
@@ -166,15 +166,24 @@ def atomic_folder(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent))
+    old = temporary.with_suffix('.old')
     try:
         with _plain_errors(path): yield temporary
         temporary.chmod(0o755)
         for f in temporary.rglob('*'): _sync(f)
-        if path.exists(): path.rename(temporary.with_suffix('.old'))
+        if path.exists(): path.rename(old)
         temporary.rename(path)
         _sync(path.parent)
     finally:
-        for leftover in (temporary, temporary.with_suffix('.old')): shutil.rmtree(leftover, ignore_errors=True)
+        if old.exists() and not path.exists(): old.rename(path)
+        for leftover in (temporary, old): shutil.rmtree(leftover, ignore_errors=True)
+
+def check_place(
+    path:str|Path, # where a new folder is to be written
+):
+    "`UserError` where something lies there already; an empty folder does not matter."
+    path = Path(path)
+    if path.is_file() or (path.is_dir() and any(path.iterdir())): raise UserError(f'{path} exists already: choose another place')
 
 # %% ../../nbs/01_data/00_basics.ipynb #c023
 def fingerprint(

@@ -17,7 +17,7 @@ import typer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from ..data.basics import UserError, atomic_file, in_brief, suggest, write_json
+from ..data.basics import UserError, atomic_file, check_place, in_brief, suggest, write_json
 from ..data.env import token
 from ..data.format import DatasetMetadata, PuzzleDataset
 from ..data.remote import reason
@@ -233,7 +233,7 @@ def warm_start(
 # %% ../../nbs/02_models/12_pretrained.ipynb #c022
 def export_command(
     checkpoint:Annotated[str, typer.Argument(help='Run folder, checkpoint, shipped name, Hub id or official file.')],
-    out:Annotated[str, typer.Option(help='Folder to write.')],
+    out:Annotated[str, typer.Option(help='Folder to write; it must be new or empty.')],
     official:Annotated[bool, typer.Option('--official', help='With official names: step_N and all_config.yaml.')]=False,
 ):
     """Write a checkpoint in another form: official names with --official, ours without.
@@ -244,6 +244,7 @@ def export_command(
 
         trm export downloads/step_518071 --out runs/arc
     """
+    check_place(out)
     found = load_pretrained(checkpoint)
     step = found.metadata.get('step') or 0
     written = export_official(found.act, out, step, found.puzzle) if official else save_pretrained(found.act, out, found.puzzle, step=step, data=found.metadata.get('data'))

@@ -10,7 +10,7 @@ __all__ = ['GRADIO', 'SERVE', 'space_data', 'space_card', 'about', 'space_json',
 from pathlib import Path
 from typing import Annotated
 import typer
-from ..data.basics import UserError, atomic_folder
+from ..data.basics import atomic_folder, check_place
 from ..models.zoo import parameters
 from .cards import Subject, check_card, front, kind_title, read_subject, result_rows, skeleton
 from .hub import (Card, Create, Dry, Extra, Files, Ignore, Include, License, Message, Private, PublishSettings, Published,
@@ -80,7 +80,7 @@ def write_folder(
 )->Path:
     "Write what would be published into a folder."
     out = Path(out)
-    if out.exists() and (out.is_file() or any(out.iterdir())): raise UserError(f'{out} is not empty: choose another place')
+    check_place(out)
     with atomic_folder(out) as folder:
         for path, content in files.items():
             (folder/path).parent.mkdir(parents=True, exist_ok=True)
