@@ -14,6 +14,7 @@ from trm_nb.data.basics import UserError
 from trm_nb.data.format import PuzzleDataset
 from trm_nb.evaluate.command import eval_command
 from trm_nb.evaluate.predictions import read_predictions
+from trm_nb.learn.callbacks import Callback
 from trm_nb.learn.checkpoint import load_train_state, save_checkpoint, saved_steps
 from trm_nb.learn.launch import torchrun_command
 from trm_nb.run import Cluster, compose, launch_command, out_of_memory, outcome, prepare, read_data, train, work
@@ -64,10 +65,10 @@ def test_two_ranks_equal_one(config):
         assert a['q_halt'] == pytest.approx(b['q_halt'], abs=1e-4)
 
 
-def start(config, step):
+def start(config, step, cluster=Cluster()):
     """Start a run, and return when `step` is logged."""
     prepare(config)
-    with (config.folder/'said.txt').open('wb') as said: run = subprocess.Popen(launch_command(config.folder), start_new_session=True, stderr=said)
+    with (config.folder/'said.txt').open('wb') as said: run = subprocess.Popen(launch_command(config.folder, cluster), start_new_session=True, stderr=said)
     while not (config.folder/'metrics.jsonl').exists() or rows_so_far(config) < step:
         assert run.poll() is None, f'the run ended too early: {outcome(config.folder)}'
         time.sleep(.005)
@@ -80,6 +81,67 @@ def kill_at(config, step):
     os.killpg(run.pid, signal.SIGKILL)
     subprocess.run(['pkill', '-9', '-f', f'trm_nb.run {config.folder}'])
     run.wait()
+
+
+def metadata(config, name='last'): return json.loads((config.folder/'checkpoints'/name/'metadata.json').read_text())
+
+
+def test_what_a_killed_process_left_is_mended(config):
+    """A link not yet moved, half a checkpoint, links that a copy followed, a removal broken off."""
+    c = config('left', 'learn.best=train.loss', 'learn.best_is=min', 'learn.keep_last=1', 'learn.save_every=4')
+    assert train(c) == 'done'
+    before, best = metadata(c), metadata(c)['best']['step']
+    links = c.folder/'checkpoints'
+    (links/'best').unlink()
+    shutil.copytree(links/'last', links/'.step_28.abc.tmp')
+    assert train(config('left', 'learn.best=train.loss', 'learn.best_is=min', 'learn.keep_last=1', 'learn.save_every=4'), resume=True) == 'done'
+    assert metadata(c) == before and before['evaluation'] and before['train'], 'a finished run is not written again'
+    assert metadata(c, 'best')['step'] == best and not list(links.glob('.step_*'))
+    copied = config('copied', 'learn.steps=28')
+    shutil.copytree(c.folder, copied.folder)                                                # links become folders
+    assert not (copied.folder/'checkpoints'/'last').is_symlink()
+    assert train(config('copied', 'learn.best=train.loss', 'learn.best_is=min', 'learn.keep_last=1', 'learn.save_every=4', 'learn.steps=28'), resume=True) == 'done'
+    assert metadata(copied)['step'] == 28 and (copied.folder/'checkpoints'/'last').is_symlink()
+    for name in ('metrics.jsonl', 'timing.jsonl', 'config.yaml'): (copied.folder/name).unlink()   # `rm -r` by an earlier version, killed
+    assert train(config('copied', 'learn.steps=8'), overwrite=True) == 'done'
+    assert saved_steps(copied.folder/'checkpoints') == [8]
+
+
+def test_the_last_row_of_training_is_kept(config):
+    """So the best checkpoint by it is the same after a resume."""
+    pairs = 'learn.best=train.loss', 'learn.best_is=min', 'learn.log_every=6', 'learn.eval_every=5', 'learn.save_every=7', 'learn.keep_last=9'
+    class StopAt14(Callback):
+        def after_step(self, trainer): trainer.stop |= trainer.step_number == 14
+    unbroken, broken = config('whole', *pairs), config('parts', *pairs)
+    assert work(prepare(unbroken)) == 'done'
+    assert work(prepare(broken), ready=lambda t: t.callbacks.append(StopAt14())) == 'stopped'
+    assert work(prepare(broken, resume=True), resume=True) == 'done'
+    assert saved_steps(broken.folder/'checkpoints') == saved_steps(unbroken.folder/'checkpoints')
+    for step in (15, 21, 24):
+        a, b = (metadata(c, f'step_{step}') for c in (unbroken, broken))
+        assert (a['best'], a['train']) == (b['best'], b['train']), step
+
+
+def test_two_commands_at_once(config):
+    """The second is refused from the moment that the first has begun, not only once its ranks train."""
+    first = config('both', 'learn.steps=100000', 'learn.eval_every=50000')
+    code = f'import sys; from trm_nb.config import load_config; from trm_nb.run import train; train(load_config(sys.argv[1]))'
+    copy = first.folder.parent/'both.yaml'
+    copy.write_text(first.to_yaml())
+    run = subprocess.Popen([sys.executable, '-c', code, str(copy)], start_new_session=True, stderr=subprocess.DEVNULL)
+    while not (first.folder/'config.yaml').exists(): assert run.poll() is None; time.sleep(.005)
+    written = (first.folder/'config.yaml').read_bytes()
+    try:
+        with pytest.raises(UserError, match='is being worked on by another process'): train(config('both', 'learn.steps=4'))
+        assert (first.folder/'config.yaml').read_bytes() == written
+    finally:
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+    c = config('both', 'learn.steps=4')
+    while True:                                                                             # its ranks save and leave
+        try: assert train(c, overwrite=True) == 'done'; break
+        except UserError as e: assert 'is being worked on' in str(e)
+    assert not (c.folder/'.lock').exists()
 
 
 def rows_so_far(config):
@@ -117,6 +179,14 @@ def test_tied_digits(config, optimiser):
     with pytest.raises(UserError, match='another model: to start from it set model.symbols=4'): train(config('free', 'model.puzzle_emb_ndim=0', *CALM, f'learn.start_from={one.folder}'))
 
 
+def test_the_end_of_the_terminal_lets_it_save_and_leave(config):
+    c = config('hung', 'learn.steps=100000', 'learn.eval_every=50000')
+    run = start(c, 8, Cluster(torchrun=False))
+    run.send_signal(signal.SIGHUP)
+    run.wait(60)
+    assert outcome(c.folder)['status'] == 'stopped' and saved_steps(c.folder/'checkpoints')[-1] >= 8
+
+
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
 def test_signals_let_it_save_and_leave(config, number):
     """However often they come, and to whom: all of Slurm's go to every process, and torchrun hands its own on."""
@@ -151,6 +221,30 @@ def test_a_ctrl_c_before_it_trains(config, nproc, when):
     while run.poll() is None and not ready(): time.sleep(0 if when == 'ranks start' else .005)
     os.killpg(run.pid, signal.SIGINT)
     said, _ = run.communicate(timeout=60)
+    assert run.returncode != 0 and 'Traceback' not in said and not saved_steps(folder/'checkpoints'), said
+
+
+def test_a_ctrl_c_when_one_rank_is_ready_and_another_is_not(config, tmp_path, monkeypatch):
+    "Ends both: none is left to wait for one that has gone."
+    (tmp_path/'slow_start.py').write_text("""
+import os, pathlib, time
+from trm_nb.learn.callbacks import CALLBACKS, Callback
+@CALLBACKS.register('late')
+class Late(Callback):
+    def __init__(self):
+        rank = os.environ.get('RANK', '0')
+        pathlib.Path('rank' + rank).touch()
+        if rank == '0': time.sleep(60)
+""")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    folder = prepare(config('late', 'plugins=[slow_start]', 'callbacks=[late]'), 2)
+    run = subprocess.Popen(launch_command(folder, Cluster(nproc=2)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, text=True)
+    while run.poll() is None and not all((tmp_path/f'rank{r}').exists() for r in (0, 1)): time.sleep(.005)
+    time.sleep(2)                                                                           # rank 1 goes as far as it can
+    os.killpg(run.pid, signal.SIGINT)
+    said, _ = run.communicate(timeout=30)
     assert run.returncode != 0 and 'Traceback' not in said and not saved_steps(folder/'checkpoints'), said
 
 

@@ -18,6 +18,7 @@ if __name__ == '__main__' and __spec__: signal.signal(signal.SIGINT, signal.SIG_
 import errno, json, os, platform, shutil, subprocess, sys, threading, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Callable
 import numpy as np
@@ -27,7 +28,7 @@ import trm_nb
 from .config import Config, flatten, load_config, make_config, read_yaml
 from .data.basics import UserError, suggest, write_json, write_text
 from .data.arc import BOTH_VERSIONS
-from .data.locks import Hold
+from .data.locks import Hold, alone
 from .data.folders import check_agreement, folders_with, places_of, read_folders
 from .data.format import PuzzleDataset
 from .data.loader import TrainLoader, local_batch
@@ -146,15 +147,16 @@ def prepare(
     with torch.device('meta'): act = build_model(config.model, shape_of(train))
     if not resume: begin(config, act, train)
     folder = config.folder
-    if overwrite and not resume and (folder/'config.yaml').exists(): _clear(folder)
+    if overwrite and not resume and ((folder/'config.yaml').exists() or saved_steps(folder/'checkpoints')): _clear(folder)
     (folder/'status.json').unlink(missing_ok=True)
     write_text(folder/'config.yaml', config.to_yaml())
     return folder
 
 def _clear(folder):
-    "Remove what a run wrote, and nothing else."
-    for name in ('metrics.jsonl', 'timing.jsonl', 'config.yaml', 'status.json', 'telemetry.json', 'stdout.log', 'stderr.log', 'report.html'): (folder/name).unlink(missing_ok=True)
-    for name in ('checkpoints', 'predictions', 'wandb', 'tensorboard', 'trackio'): shutil.rmtree(folder/name, ignore_errors=True)
+    "Remove what a run wrote, and nothing else; last what tells that it is one."
+    for name in ('checkpoints', 'predictions', 'wandb', 'tensorboard', 'trackio'):
+        if (folder/name).exists(): shutil.rmtree(folder/name)
+    for name in ('metrics.jsonl', 'timing.jsonl', 'status.json', 'telemetry.json', 'stdout.log', 'stderr.log', 'report.html', 'config.yaml'): (folder/name).unlink(missing_ok=True)
 
 # %% ../nbs/91_run.ipynb #c009
 def scorer(
@@ -275,6 +277,7 @@ def work(
     ranks = Ranks.start(config.device)
     trainer = compose(config, ranks, resume)
     if resume: restore(trainer, load_train_state(newest(Path(folder)/'checkpoints')))
+    ranks.barrier() # what ends one of them before this ends all
     ready(trainer)
     try: trainer.fit()
     except torch.OutOfMemoryError: raise out_of_memory(trainer) from None
@@ -293,7 +296,10 @@ def main(
     folder, *flags = args or sys.argv[1:]
     first = os.environ.get('RANK', '0') == '0'
     die_with_parent(int(os.environ.get('TRM_LAUNCHER', 0)))
-    mine = first and Hold(Path(folder)/'config.yaml', patience=1) # until this process ends
+    try: mine = first and Hold(Path(folder)/'config.yaml', patience=1) # until this process ends
+    except UserError as e: # the last word is the other's
+        print(f'trm: {e}', file=sys.stderr)
+        return 2
     try: status, message = work(folder, '--resume' in flags, stop_on_signal), ''
     except UserError as e: status, message = 'failed', str(e)
     except OSError as e:
@@ -343,8 +349,9 @@ def train(
     "Prepare a run, start its ranks under torchrun, wait for the end; `UserError` where the run says what was wrong. Of several machines the first prepares, the others wait for it."
     if cluster.node_rank: return join(config, cluster, resume)
     command = launch_command(config.folder, cluster, resume)
-    folder = prepare(config, cluster.world, resume, overwrite)
-    return _finish(folder, run_and_wait(command))
+    with alone(config.folder):
+        folder = prepare(config, cluster.world, resume, overwrite)
+        return _finish(folder, run_and_wait(command))
 
 def join(
     config:Config, # the run
@@ -395,19 +402,24 @@ def watch(
     "`train` for notebooks: a line of progress and curves; what the processes say goes to stdout.log and stderr.log. Ctrl-C, SIGTERM or a file `stop` in the run's folder let them save and leave."
     from IPython.display import Markdown, display
     from trm_nb.explore.draw import draw_curves
-    command = launch_command(config.folder, cluster, resume)
-    folder, began, shown = prepare(config, cluster.world, resume, overwrite), time.time(), 0
-    line, curves, log, asked = display(Markdown('starting'), display_id=True), None, RowLog(folder/'metrics.jsonl'), []
-    with (folder/'stdout.log').open('ab') as out, (folder/'stderr.log').open('ab') as err: process = subprocess.Popen(command, stdout=out, stderr=err, preexec_fn=die_with_parent)
-    with _signals(lambda *_: asked.append('by a signal')):
-        while True:
-            ended, rows = _wait(process, folder, every, asked), log.rows()
-            line.update(Markdown(progress_line(rows, config.learn.steps, time.time() - began)))
-            if (live or ended) and len(rows) > max(2, shown): curves, shown = _show(draw_curves(rows), curves), len(rows)
-            if ended: break
-    (folder/'stop').unlink(missing_ok=True)
-    if asked and outcome(folder)['status'] == 'died': _leave_word(folder, 'stopped', '') # before its first step
-    return _finish(folder, process.returncode)
+    with alone(config.folder):
+        command = launch_command(config.folder, cluster, resume)
+        folder, began, shown = prepare(config, cluster.world, resume, overwrite), time.time(), 0
+        line, curves, log, asked = display(Markdown('starting'), display_id=True), None, RowLog(folder/'metrics.jsonl'), []
+        with _signals(lambda *_: asked.append('by a signal')):
+            process = _start(command, folder)
+            while True:
+                ended, rows = _wait(process, folder, every, asked), log.rows()
+                line.update(Markdown(progress_line(rows, config.learn.steps, time.time() - began)))
+                if (live or ended) and len(rows) > max(2, shown): curves, shown = _show(draw_curves(rows), curves), len(rows)
+                if ended: break
+        (folder/'stop').unlink(missing_ok=True)
+        if asked and outcome(folder)['status'] == 'died': _leave_word(folder, 'stopped', '') # before its first step
+        return _finish(folder, process.returncode)
+
+def _start(command, folder):
+    "The processes, which write what they say into the folder."
+    with (folder/'stdout.log').open('ab') as out, (folder/'stderr.log').open('ab') as err: return subprocess.Popen(command, stdout=out, stderr=err, preexec_fn=partial(die_with_parent, os.getpid()))
 
 def _show(figure, handle):
     "Show a figure, in the place of the one before."

@@ -14,7 +14,7 @@ import torch
 from tqdm.auto import tqdm
 from ..data.basics import Registry, suggest, write_text
 from ..evaluate.evaluator import Evaluator, save_evaluation
-from .checkpoint import point, prune, read_metadata, save_checkpoint, step_folder
+from .checkpoint import drop_unfinished, point, prune, read_metadata, save_checkpoint, step_folder
 
 # %% ../../nbs/05_learn/07_callbacks.ipynb #c005
 class Callback:
@@ -176,8 +176,11 @@ class Checkpointer(Callback):
     ): self.folder, self.state, self.metadata, self.saved, self.warned = Path(folder), state, metadata, None, False
 
     def before_fit(self, trainer):
-        "Start the clock where the run's last checkpoint left it."
-        self.before, self.began = read_metadata(step_folder(self.folder, trainer.step_number)).get('seconds', 0.), time.time()
+        "Start the clock where the run's last checkpoint left it, and finish what a killed process could not."
+        there = read_metadata(step_folder(self.folder, trainer.step_number))
+        self.before, self.began, self.saved = there.get('seconds', 0.), time.time(), trainer.step_number if there else None
+        if trainer.ranks.first: drop_unfinished(self.folder)
+        if trainer.ranks.first and there: self._point(trainer)
 
     def after_evaluate(self, trainer):
         "Remember the best value."
@@ -211,9 +214,13 @@ class Checkpointer(Callback):
         step, s = trainer.step_number, trainer.settings
         metadata = self.metadata(trainer) | dict(seconds=self.before + time.time() - self.began)
         trainer.checkpoint = save_checkpoint(self.folder, step, trainer.weights(), state, metadata)
-        point(self.folder, 'last', step)
-        if trainer.best is None or trainer.best['step'] == step: point(self.folder, 'best', step)
+        self._point(trainer)
         prune(self.folder, s.keep_last, s.keep_every)
+
+    def _point(self, trainer):
+        best = (trainer.best or {}).get('step', trainer.step_number)
+        point(self.folder, 'last', trainer.step_number)
+        if read_metadata(step_folder(self.folder, best)): point(self.folder, 'best', best)
 
 # %% ../../nbs/05_learn/07_callbacks.ipynb #c013
 class Progress(Callback):
@@ -251,6 +258,7 @@ class Progress(Callback):
 def stop_on_signal(
     trainer, # of this process
 ):
-    "From now on SIGINT and SIGTERM end the run after the present step, with a checkpoint; the same signal once more cuts nothing short."
+    "From now on SIGINT, SIGTERM and the end of the terminal (but for `nohup`) end the run after the present step, with a checkpoint; the same signal once more cuts nothing short."
     def ask(*_): trainer.stop = True
-    for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, ask)
+    for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN: signal.signal(s, ask)

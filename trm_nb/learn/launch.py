@@ -16,6 +16,7 @@ if __name__ == '__main__' and __spec__: signal.signal(signal.SIGINT, signal.SIG_
 import ctypes, json, logging, os, socket, subprocess, sys, time
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 import torch
 import torch.distributed as dist
@@ -165,7 +166,7 @@ def run_and_wait(
     command:list[str], # what to run
 )->int: # exit code; 130 after a Ctrl-C
     "Run a command to its end, also through a Ctrl-C, which it handles itself."
-    process, interrupted = subprocess.Popen(command, preexec_fn=die_with_parent), False
+    process, interrupted = subprocess.Popen(command, preexec_fn=partial(die_with_parent, os.getpid())), False
     previous = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
         while True:

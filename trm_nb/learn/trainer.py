@@ -276,7 +276,7 @@ def train_state(
     "All that is needed to go on exactly; every rank must call it."
     t = trainer
     return dict(step=t.step_number, seed=t.seed, loader=t.loader.state_dict(), weights=t.act.state_dict(), optimiser=t.optimiser.state_dict() if t.optimiser else None,
-                ema=t.ema.state_dict() if t.ema else None, scaler=t.scaler.state_dict(), carries=[_gather_carry(c, t.ranks) for c in t.carries], sums=t.ranks.gather(t.sums[None]).cpu(), graded=t.graded, best=t.best)
+                ema=t.ema.state_dict() if t.ema else None, scaler=t.scaler.state_dict(), carries=[_gather_carry(c, t.ranks) for c in t.carries], sums=t.ranks.gather(t.sums[None]).cpu(), graded=t.graded, best=t.best, row=getattr(t, 'row', {}))
 
 def restore(
     trainer:Trainer, # freshly made, with the settings of the saved run
@@ -290,6 +290,7 @@ def restore(
     if t.ema: t.ema.load_state_dict(state['ema'])
     if state.get('scaler'): t.scaler.load_state_dict(state['scaler'])
     t.step_number, t.seed, t.graded, t.best = state['step'], state['seed'], state['graded'], state['best']
+    if state.get('row'): t.row = state['row']
     t.carries = [[_slice_carry(c, rows.cpu(), device) for rows in t.rows] for c in state['carries']]
     sums = state['sums'] if len(state['sums']) == t.ranks.world else torch.cat([state['sums'].sum(0, keepdim=True), torch.zeros(t.ranks.world - 1, len(t.sums))])
     t.sums.copy_(sums[t.ranks.rank])
