@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from trm_nb.data.augment import Dihedral
 from trm_nb.data.basics import UserError, check_settings
 from trm_nb.data.folders import join, read_folders
-from trm_nb.data.format import PUZZLES, DatasetMetadata, PuzzleDataset, overlap, puzzle_of
+from trm_nb.data.format import PUZZLES, DatasetMetadata, PuzzleDataset, PuzzleSet, overlap, puzzle_of
 from trm_nb.data.loader import DataSettings, Sampler, TrainLoader, eval_batches
 from trm_nb.data.random import draw
 from trm_nb.data.sudoku import SIZES, check_command, generate, generate_sudoku_set, solve, sudoku_command, write_generated
@@ -181,6 +181,15 @@ def test_turning_a_square():
     square, rows = Dihedral(5), np.random.default_rng(0).integers(0, 6, (50, 25))
     assert (square.keys(transformed(square, rows, 3)) == square.keys(rows)).all() and len(np.unique(square.keys(rows))) == 50
 
+@pytest.mark.parametrize('group, puzzle', [(1, 1), (4, 1), (40, 1), (1, 4)], ids=['alone', 'groups of 4', 'one group', 'puzzles of 4 examples'])
+def test_a_leak_is_found_however_the_puzzles_are_grouped(group, puzzle):
+    rows = generate(40, 4, 0)
+    arrays = PuzzleSet.one_each(rows.inputs, rows.labels)
+    ends = lambda n, of: np.arange(0, n + 1, of, dtype=np.int32)
+    train = replace(arrays, puzzle_identifiers=np.zeros(40 // puzzle, np.int32), puzzle_indices=ends(40, puzzle), group_indices=ends(40 // puzzle, group))
+    assert len(np.unique(overlap(train, PuzzleSet.one_each(rows.inputs[5:25], rows.labels[5:25]), PUZZLES['sudoku-4x4']).puzzles[:, 1])) == 20
+
+
 def test_a_planted_leak_is_found(six):
     train, test = PuzzleDataset.read(six, 'train').merged, PuzzleDataset.read(six, 'test').merged
     assert not len(overlap(train, test, SIZES[6]).puzzles)
@@ -237,6 +246,19 @@ def test_a_bad_csv_names_its_line_and_writes_nothing(what, trm, tmp_path):
     row, says = BAD_CSV[what]
     code, error = trm('sudoku', '--source', csv_of(tmp_path/'bad.csv', [(QUESTION, ANSWER, 1), row]), '--out', tmp_path/'d')
     assert code == 2 and says in error and '\n' not in error and sorted(p.name for p in tmp_path.iterdir()) == ['bad.csv']
+
+@pytest.mark.parametrize('content', [HEAD.encode('utf-16'), HEAD.encode() + b'M\xfcller,1,1,0\n', HEAD.encode() + b'a,"' + b'1' * 200_000 + b'",1,0\n'], ids=['utf-16', 'latin-1', 'a long field'])
+def test_a_file_that_is_no_csv(content, trm, tmp_path):
+    (tmp_path/'odd.csv').write_bytes(content)
+    code, said = trm('check', tmp_path/'odd.csv', tmp_path/'odd.csv')
+    assert code == 2 and 'odd.csv cannot be read as CSV' in said
+
+
+def test_ratings_of_any_size_and_seeds_of_any_sign(trm, tmp_path):
+    (tmp_path/'train.csv').write_text(HEAD + ''.join(f'x,{QUESTION},{ANSWER},{r}\n' for r in (3_000_000_000, 1, 2)))
+    assert trm('sudoku', '--source', tmp_path/'train.csv', '--subsample', 3, '--seed', -1, '--out', tmp_path/'out')[0] == 0
+    assert PuzzleDataset.read(tmp_path/'out').merged.ratings.tolist() == [3e9, 1, 2]
+
 
 def test_a_csv_without_columns_or_rows(trm, tmp_path):
     for head, says in (('question,rating\n', "no column 'answer'"), (HEAD, 'holds no puzzles'), ('', "no column 'question'")):
@@ -368,6 +390,49 @@ def more(tmp_path_factory):
     folder = tmp_path_factory.mktemp('more')/'more'
     write_generated(folder, size=6, train=40, test=20, seed=77)
     return folder
+
+def in_sets(name, sets, identifiers):
+    "A split of sets with so many puzzles of one example, each a group."
+    def one(n, first):
+        ids = np.arange(first, first + n) if identifiers else np.zeros(n)
+        return PuzzleSet(*(np.full((n, 5), first % 7, np.uint8),) * 2, ids.astype(identifiers or np.int32), *(np.arange(n + 1, dtype=np.int32),) * 2)
+    counts = np.cumsum([1, *sets.values()])
+    made = {k: one(n, first) for (k, n), first in zip(sets.items(), counts)}
+    total = int(counts[-1]) if identifiers else 1
+    about = DatasetMetadata(vocab_size=7, seq_len=5, num_puzzle_identifiers=total, total_groups=sum(sets.values()), mean_puzzle_examples=1, sets=list(sets))
+    return PuzzleDataset(Path(name), 'train', about, made, [f'{name}{i}' for i in range(total)])
+
+
+def test_no_set_is_lost_in_a_join():
+    "Whatever the sets are called."
+    both = join([in_sets('a', dict(all=3, all1=4), None), in_sets('b', dict(all=5), None)])
+    assert len(both) == 12 and both.metadata.total_groups == 12
+
+
+@pytest.mark.parametrize('kind', ['u1', 'u2', '>i4', 'i8'])
+def test_joined_identifiers_do_not_wrap(kind):
+    n = 40_000 if kind == 'u2' else 200
+    both = join([in_sets(name, dict(all=n), kind) for name in 'ab'])
+    assert both.merged.puzzle_identifiers.tolist() == list(range(1, 2 * n + 1))
+
+
+def test_the_first_groups_of_each_folder(six):
+    one = in_sets('a', dict(all=11, more=7), None)
+    groups = lambda dataset, n: len(TrainLoader(dataset, 2, max_train_puzzles=n).data.arrays.group_indices) - 1
+    assert [groups(one, n) for n in (4, 11, 12, 18)] == [4, 11, 12, 18]
+    assert groups(join([one, in_sets('b', dict(all=9), None)]), 8) == 16
+    with pytest.raises(UserError, match='max_train_puzzles is 19, but the training split has 18 groups'): groups(one, 19)
+
+
+@pytest.mark.parametrize('kind', ['u2', 'u4', 'u8', '>i4', 'i1'])
+def test_tokens_of_any_integers(kind, six):
+    "Whatever passes the check can be trained on."
+    data = PuzzleDataset.read(six)
+    other = replace(data, sets={k: replace(s, inputs=s.inputs.astype(kind), labels=s.labels.astype(kind)) for k, s in data.sets.items()})
+    other.check()
+    a, b = (TrainLoader(d, 16, seed=1).batch() for d in (data, other))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
 
 def test_joined_folders_are_one_stream(six, more):
     both = read_folders([six, more])

@@ -7,9 +7,14 @@ import torch
 from fake_model import KnownAnswers
 from trm_nb.data.basics import UserError, check_settings
 from trm_nb.data.format import PUZZLES, PuzzleDataset, PuzzleSet, describe
+from trm_nb.data.arc import Task, build_arc
 from trm_nb.evaluate.command import eval_command, report
-from trm_nb.evaluate.evaluator import EVALUATORS, EvaluateSettings, Evaluator, evaluate, fitting, leakage, make_evaluators, memory_advice, read_split, thin
+from trm_nb.evaluate.compute import chosen, gaussian
+from trm_nb.evaluate.evaluator import EVALUATORS, EvaluateSettings, Evaluator, check_evaluators, evaluate, fitting, leakage, make_evaluators, memory_advice, read_split, thin
 from trm_nb.evaluate.predictions import read_predictions
+from trm_nb.models.act import PuzzleShape
+from trm_nb.models.pretrained import save_pretrained
+from trm_nb.models.zoo import build_model
 from trm_nb.evaluate.metrics import Score, by_bins, calibration, exact, halting_steps, token_accuracy, wilson
 
 SOLUTION = np.array([2, 3, 4, 5, 4, 5, 2, 3, 3, 2, 5, 4, 5, 4, 3, 2])
@@ -272,3 +277,40 @@ def test_command_keeps_predictions(checkpoint, tmp_path, capsys):
 def test_memory_advice_halves():
     for now, says in ((768, 'try --batch-size 384 or less'), (1, 'a smaller model')):
         with pytest.raises(UserError, match=says), memory_advice(EvaluateSettings(batch_size=now), '--batch-size '): raise torch.OutOfMemoryError('CUDA out of memory')
+
+
+def test_noise_is_always_a_number():
+    "Every one of the 2^24 uniform numbers gives another one, and none is infinite."
+    u = torch.arange(2 ** 24) / 2 ** 24
+    z = gaussian(u)
+    assert torch.isfinite(z).all() and (z.diff() > 0).all() and z.std().item() == pytest.approx(1, abs=1e-4) and abs(z.mean().item()) < 1e-4
+
+
+@pytest.mark.parametrize('how', ['q', 'majority'])
+def test_a_rollout_that_broke_is_not_chosen(how):
+    assert chosen(np.array([[1, 2, 3]]), np.array([[np.nan, -2., -5.]], np.float32), how).tolist() == [1]
+
+
+def secret_tasks(folder):
+    "An ARC folder whose tested answers are not told."
+    rng = np.random.default_rng(0)
+    grid = lambda: rng.integers(0, 10, (3, 4)).astype(np.uint8)
+    build_arc(folder, {'training': [Task('t', [(grid(), grid())], [(grid(), grid())])], 'test': [Task(n, [(grid(), grid()), (grid(), grid())], [(grid(), None)]) for n in ('s1', 's2')]}, test_set='test', num_aug=2)
+    return PuzzleDataset.read(folder, 'test')
+
+TINY = dict(name='trm', hidden_size=16, num_heads=2, puzzle_emb_ndim=16, puzzle_emb_len=1, H_cycles=1, L_cycles=1, L_layers=1, halt_max_steps=2)
+
+
+def test_answers_that_nobody_knows(tmp_path, capsys):
+    "A competition's tasks: there is a submission, and no accuracy."
+    data = secret_tasks(tmp_path/'data')
+    act = build_model(TINY, PuzzleShape(12, 900, data.metadata.num_puzzle_identifiers)).eval()
+    save_pretrained(act, tmp_path/'model', 'arc', step=1)
+    eval_command(str(tmp_path/'model'), str(tmp_path/'data'), evaluator=['exact', 'arc'], save_predictions=tmp_path/'out', device='cpu', dtype='float32')
+    assert 'no answer of these puzzles is known' in capsys.readouterr().out
+    assert set(json.loads((tmp_path/'out/submission.json').read_text())) == {'s1', 's2'}
+    assert read_predictions(tmp_path/'out')['answers'].shape[1] == 900
+    with pytest.raises(UserError, match='no puzzle of the data set has a labelled cell'): evaluate(act, data, EvaluateSettings(evaluators=['exact']), progress=False)
+    with pytest.raises(UserError, match='labelled cell'): check_evaluators(EvaluateSettings(evaluators=['exact']), data)
+    check_evaluators(EvaluateSettings(evaluators=['exact', 'arc']), data)
+    with pytest.raises(UserError, match='symmetries: none are known'): eval_command(str(tmp_path/'model'), str(tmp_path/'data'), rollouts=2, symmetries=True, device='cpu', dtype='float32')

@@ -106,7 +106,7 @@ def test_bad_lines_are_named_and_nothing_is_written(tmp_path, line, says):
     assert [p.name for p in tmp_path.iterdir()] == ['bad.csv']
 
 @pytest.mark.parametrize('options, says', [(dict(split='test'), '--split goes with'), (dict(subsample=3), '--subsample goes with'), (dict(paths='two'), 'allowed are many, one'),
-    (dict(size=4, min_length=99), '--min-length 99'), (dict(train=0, test=0), 'at least 1'), (dict(num_aug=8), '0 to 7'), (dict(size=2), '--size 2')])
+    (dict(size=4, min_length=99), '--min-length 99'), (dict(train=0, test=0), 'at least 1'), (dict(train=-2, test=7), '--train -2: must be at least 0'), (dict(test=-1), '--test -1'), (dict(num_aug=8), '0 to 7'), (dict(size=2), '--size 2')])
 def test_bad_wishes(tmp_path, options, says):
     with pytest.raises(UserError, match=says): mazes.maze_command('generate', tmp_path/'out', **dict(size=5, train=2, test=1) | options)
     assert not list(tmp_path.iterdir())
@@ -118,6 +118,9 @@ def test_splits_are_added_and_mixed_sizes_refused(tmp_path):
     data = PuzzleDataset.read(tmp_path/'d', 'test')
     assert data.puzzle.to_text(data.merged.labels[0]) == 'S# \no# \nooG' and data.merged.ratings.tolist() == [3]
     with pytest.raises(UserError, match='other puzzles'): mazes.maze_command('generate', tmp_path/'d', size=5, train=2, test=0)
+    file.write_text('source,question,answer,rating\n' + f'a,{GOOD},3\n' * 4)
+    mazes.maze_command(str(file), tmp_path/'few', split='test', size=3, subsample=2, seed=-1)
+    assert len(PuzzleDataset.read(tmp_path/'few', 'test')) == 2
     with pytest.raises(UserError, match='--train goes with --source generate'): mazes.maze_command(str(file), tmp_path/'d', train=3)
 
 def test_hub(tmp_path, monkeypatch):

@@ -122,6 +122,18 @@ def test_the_last_row_of_training_is_kept(config):
         assert (a['best'], a['train']) == (b['best'], b['train']), step
 
 
+def test_an_evaluation_that_fails(config, tmp_path, monkeypatch):
+    """What can be known before the training is said before it; what fails after it leaves a checkpoint to go on from."""
+    with pytest.raises(UserError, match="the evaluator 'maze' follows paths in mazes, not in sudoku-4x4"): prepare(config('wrong', 'evaluate.evaluators=[exact,maze]'))
+    c = config('bad', 'learn.steps=6', 'learn.eval_every=1000')
+    prepare(c)
+    def broken(*args, **options): raise UserError('out of GPU memory')
+    with monkeypatch.context() as m:
+        m.setattr('trm_nb.run.evaluate', broken)
+        with pytest.raises(UserError, match='out of GPU memory'): work(c.folder)
+    assert saved_steps(c.folder/'checkpoints') == [6] and load_train_state(c.folder/'checkpoints'/'last')['step'] == 6
+
+
 def test_two_commands_at_once(config):
     """The second is refused from the moment that the first has begun, not only once its ranks train."""
     first = config('both', 'learn.steps=100000', 'learn.eval_every=50000')

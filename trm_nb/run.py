@@ -33,7 +33,7 @@ from .data.folders import check_agreement, folders_with, places_of, read_folders
 from .data.format import PuzzleDataset
 from .data.loader import TrainLoader, local_batch
 from .evaluate.arc import Arc, answered_tasks
-from .evaluate.evaluator import Cells, Evaluator, evaluate, leakage, make_evaluators, memory_advice
+from .evaluate.evaluator import Cells, Evaluator, check_evaluators, evaluate, leakage, make_evaluators, memory_advice
 from .learn.callbacks import CALLBACKS, Callback, Checkpointer, Evaluate, KeepPredictions, Progress, Recorder, RowLog, stop_on_signal
 from .learn.checkpoint import load_train_state, newest, saved_steps
 from .learn.losses import LOSSES
@@ -142,7 +142,8 @@ def prepare(
         for name in names: registry[name]
     if config.run.mirror: open_mirror(config.run.mirror)
     config.learn.micro(local_batch(config.learn.batch_size, world))
-    train, _ = read_data(config)
+    train, test = read_data(config)
+    if test is not None: check_evaluators(config.evaluate, test)
     if resume: _check_data(config, train)
     with torch.device('meta'): act = build_model(config.model, shape_of(train))
     if not resume: begin(config, act, train)

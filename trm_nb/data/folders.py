@@ -71,6 +71,12 @@ class JoinedDataset(PuzzleDataset):
     parts:list[PuzzleDataset]=field(default_factory=list) # the split of each folder
     places:list[Place]=field(default_factory=list) # of their identifiers
 
+    @property
+    def by_folder(self)->list[list[PuzzleSet]]:
+        "The sets of each folder, with the identifiers that the model has for them."
+        sets = iter(self.sets.values())
+        return [[next(sets) for _ in part.sets] for part in self.parts]
+
     def __repr__(self): return f'JoinedDataset({self.path}/{self.split}: {self.puzzle.name}, {len(self):,} examples, {self.metadata.total_groups:,} groups, {self.metadata.num_puzzle_identifiers:,} identifiers)'
 
 def places_of(
@@ -87,7 +93,7 @@ def parts_of(
 
 def _moved(arrays, offset):
     "The set with its identifiers where the model has them."
-    ids = np.asarray(arrays.puzzle_identifiers)
+    ids = np.asarray(arrays.puzzle_identifiers, np.int64)
     return replace(arrays, puzzle_identifiers=np.where(ids > 0, ids + offset, 0).astype(np.int32)) if offset else arrays
 
 def _join_names(parts, places):
@@ -112,7 +118,7 @@ def join(
     places = places or give_places(parts)
     if len(parts) == 1 and not places[0].offset: return parts[0]
     if parts[0].metadata.blank_identifier_id: raise UserError(f'{parts[0].path}: the blank identifier is {parts[0].metadata.blank_identifier_id}, and only 0 can be shared by several folders')
-    sets = {f'{name}{i or ""}': _moved(s, p.offset) for i, (d, p) in enumerate(zip(parts, places)) for name, s in d.sets.items()}
+    sets = {f'{i}/{name}': _moved(s, p.offset) for i, (d, p) in enumerate(zip(parts, places)) for name, s in d.sets.items()}
     return JoinedDataset(Path(' + '.join(str(d.path) for d in parts)), parts[0].split, _join_metadata(parts, places, sets), sets, _join_names(parts, places), parts, places)
 
 # %% ../../nbs/01_data/075_folders.ipynb #c021

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PUZZLES', 'Puzzle', 'mix64', 'row_keys', 'DatasetMetadata', 'puzzle_of', 'PuzzleSet', 'describe', 'check_set',
-           'splits_of', 'PuzzleDataset', 'merge_sets', 'dataset_folder', 'write_dataset', 'Overlap', 'overlap']
+           'splits_of', 'PuzzleDataset', 'merge_sets', 'dataset_folder', 'write_dataset', 'Overlap', 'ranges',
+           'overlap']
 
 # %% ../../nbs/01_data/02_format.ipynb #c002
 import importlib, json, os, shutil
@@ -363,6 +364,11 @@ class PuzzleDataset:
         names = [self.identifiers] if self.metadata.on_the_fly else []
         return fingerprint(self.metadata.model_dump(exclude={'puzzle'} if names else {'puzzle', 'on_the_fly'}), *arrays, *names)
 
+    @property
+    def by_folder(self)->list[list[PuzzleSet]]:
+        "The sets of each folder that it is made of, which is one."
+        return [list(self.sets.values())]
+
     def __len__(self): return sum(map(len, self.sets.values()))
     def __repr__(self): return f'PuzzleDataset({self.path}/{self.split}: {self.puzzle.name}, {self.merged!r})'
 
@@ -434,8 +440,19 @@ class Overlap:
     def __bool__(self): return bool(len(self.puzzles) or len(self.solutions))
 
 def _originals(s, puzzle):
-    "Examples that stand for their group: its augmented copies have the same key."
-    return s.puzzle_indices[s.group_indices[:-1]].astype(np.int64) if puzzle.symmetry else np.arange(len(s))
+    "Examples of each group: of its first puzzle where the others are augmented copies, which have the same key; else all."
+    if not puzzle.symmetry: return np.arange(len(s))
+    start, first, last = s.puzzle_indices.astype(np.int64), s.group_indices[:-1], s.group_indices[1:] - 1
+    alike = puzzle.keys(s.inputs[start[first]]) == puzzle.keys(s.inputs[start[last]])
+    return ranges(start[first], start[np.where(alike, first, last) + 1])
+
+def ranges(
+    low:np.ndarray, # int (n,)
+    high:np.ndarray, # int (n,)
+)->np.ndarray: # int (sum of high - low,)
+    "All integers in [low[i], high[i]), for one i after the other."
+    size = high - low
+    return np.arange(size.sum()) + np.repeat(low - np.cumsum(size) + size, size)
 
 def _shared(a, b, puzzle):
     "Rows (i, j) of `a` and `b` that are the same up to symmetry, one for each such row of `b`; and unconfirmed keys."

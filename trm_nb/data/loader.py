@@ -107,14 +107,15 @@ class DeviceArrays:
     def __init__(self,
         dataset:PuzzleDataset, # split to load
         device:str|torch.device='cpu', # where to
-        groups:int|None=None, # only the first groups of each set
+        groups:int|None=None, # only the first groups of each folder
     ):
         self.device, self.metadata = torch.device(device), dataset.metadata
-        self.arrays = merge_sets([first_groups(s, groups) for s in dataset.sets.values()])
+        self.arrays = merge_sets([first_groups(merge_sets(sets), groups) for sets in dataset.by_folder])
         self.copies = dataset.puzzle.copies(dataset, self.arrays)
         if self.copies: self.copies.to(self.device)
         self.drawn = self.copies or self.arrays
-        self.inputs, self.labels = (torch.from_numpy(np.array(x)).to(self.device) for x in (self.arrays.inputs, self.arrays.labels))
+        tokens = np.uint8 if dataset.metadata.vocab_size <= 256 else np.int32 # torch indexes with few of the integers that files may hold
+        self.inputs, self.labels = (torch.from_numpy(np.array(x, tokens)).to(self.device) for x in (self.arrays.inputs, self.arrays.labels))
         self.identifiers = torch.from_numpy(np.array(self.drawn.puzzle_identifiers, np.int32)).to(self.device)
 
     def all_examples(self)->tuple[np.ndarray, np.ndarray]: # int64 (N,) examples, int64 (N,) their puzzles

@@ -287,7 +287,7 @@ def generate_mazes(
     draw_free, at_once = KINDS[paths]
     with tqdm(total=count, desc='mazes', unit='maze', leave=False, disable=not progress) as bar:
         while len(seen) < count:
-            rng = np.random.default_rng([seed, batch])
+            rng = np.random.default_rng([seed % 2**64, batch])
             found.append(_fresh(place_ends(rng, draw_free(rng, at_once, size), length), size, seen))
             bar.update(min(len(found[-1]), count - bar.n))
             batch, tries = batch + 1, 0 if len(found[-1]) else tries + at_once
@@ -304,7 +304,7 @@ def _check_wish(count, size, paths, length):
 
 # %% ../../nbs/01_data/06_maze.ipynb #c047
 def _turns(n, seed): # copy -> uniform numbers (n, 1) that choose one of the seven other positions, each once
-    order = np.random.default_rng([seed, 7]).random((n, 7)).argsort(1) + 1
+    order = np.random.default_rng([seed % 2**64, 7]).random((n, 7)).argsort(1) + 1
     return lambda k: torch.from_numpy((order[:, k:k + 1] + .5) / 8)
 
 def turned_copies(
@@ -321,6 +321,8 @@ def turned_copies(
 HUB = 'sapientinc/maze-30x30-hard-1k' # the published data set
 
 def _generated(size, paths, min_length, train, test, seed):
+    for name, count in (('train', train), ('test', test)):
+        if count < 0: raise UserError(f'--{name} {count}: must be at least 0')
     rows = generate_mazes(train + test, size, paths, min_length, seed, progress=True)
     splits = {'train': rows.take(slice(train)), 'test': rows.take(slice(train, None))}
     return {split: s for split, s in splits.items() if len(s)}
@@ -359,6 +361,8 @@ def maze_command(
     else:
         only_for({'train': train, 'test': test, 'paths': paths, 'min-length': min_length}, source, '--source generate')
         splits = {name: _read(file, size) for name, file in source_files(source, HUB, split).items()}
-    if 'train' in splits: splits['train'] = turned_copies(choose(splits['train'], subsample, seed), size, num_aug, seed)
+    for name in splits:
+        if name == 'train' or len(splits) == 1: splits[name] = choose(splits[name], subsample, seed)
+    if 'train' in splits: splits['train'] = turned_copies(splits['train'], size, num_aug, seed)
     write_rows(out, PUZZLES[maze_name(size)], splits, num_aug)
     for name in splits: typer.echo(f'{out}/{name}: {PuzzleDataset.read(out, name).merged!r}')

@@ -8,7 +8,7 @@ __all__ = ['SIZES', 'GIVENS', 'SudokuPuzzle', 'sudoku_puzzle', 'puzzle_of_size',
            'write_published', 'sudoku_command', 'open_puzzles', 'compare', 'check_command']
 
 # %% ../../nbs/01_data/04_sudoku.ipynb #c002
-import csv, json, time
+import json, time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -294,9 +294,8 @@ def check_answers(
     return rows
 
 def _kind_of_csv(file): # by the length of its first question
-    with open(file, newline='', encoding='utf-8-sig') as f: length = len(next(csv.DictReader(f), {}).get('question') or '')
     names = {p.seq_len: p.name for p in SIZES.values()} | {900: 'maze'}
-    return names.get(length, 'sudoku')
+    return names.get(len(csv_source.first_question(file)), 'sudoku')
 
 def read_csv(
     file:str|Path, # a table with columns question, answer and, if it likes, rating

@@ -22,14 +22,17 @@ from ..models.halting import accelerated
 from ..models.pretrained import load_pretrained
 
 # %% ../../nbs/03_evaluate/07_command.ipynb #c005
+def _line(row):
+    return f"{row['step']:4} {row['exact_accuracy']:14.1%} {row['accuracy']:13.1%} {row['stopped']:20.1%}"
+
 def report(
     evaluation:Evaluation, # what was found
     device:torch.device, # where
 )->str:
     "An evaluation as text for a terminal."
-    e, n = evaluation, len(evaluation.index)
-    lines = [f'exact accuracy  {e.exact()} after {e.steps} steps', f'own halting     {e.halting()} after {e.halted_at.mean():.1f} steps', '', 'step   puzzles right   cells right   would have stopped']
-    lines += [f"{r['step']:4} {r['exact_accuracy']:14.1%} {r['accuracy']:13.1%} {r['stopped']:20.1%}" for r in e.table()]
+    e, n = evaluation, len(evaluation) or len(evaluation.examples)
+    lines = ['no answer of these puzzles is known']
+    if len(e): lines = [f'exact accuracy  {e.exact()} after {e.steps} steps', f'own halting     {e.halting()} after {e.halted_at.mean():.1f} steps', '', 'step   puzzles right   cells right   would have stopped', *map(_line, e.table())]
     others = {k: v for k, v in e.results.items() if k not in Exact().result(e, None)}
     if others: lines += ['', *(f'{name:20} {value:.4g}' for name, value in others.items())]
     memory = f', peak memory {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB' if device.type == 'cuda' else ''
@@ -67,7 +70,7 @@ def tell_evaluation(
     "Evaluate, and keep predictions where asked."
     evaluators = make_evaluators(settings)
     e = evaluate(act, dataset, settings, device, progress=sys.stderr.isatty(), evaluators=evaluators)
-    numbers = e.summary() | _pace(len(e.index), e.seconds) | origin | dict(by_step=e.table())
+    numbers = e.summary() | _pace(len(e) or len(e.examples), e.seconds) | origin | dict(by_step=e.table() if len(e) else [])
     if folder: save_evaluation(folder, evaluators, numbers)
     return Told(numbers, report(e, device))
 

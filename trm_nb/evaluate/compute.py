@@ -42,7 +42,7 @@ def gaussian(
     u:Tensor, # uniform numbers in [0, 1), in steps of 2^-24
 )->Tensor:
     "The same numbers, normally distributed."
-    return 2 ** .5 * torch.erfinv(2 * u + 2 ** -24 - 1)
+    return 2 ** .5 * torch.erfinv((2 * u - 1) + 2 ** -24) # in this order float32 keeps every one of them, and none becomes infinite
 
 # %% ../../nbs/03_evaluate/06_compute.ipynb #c006
 class Noise:
@@ -94,7 +94,7 @@ class Forms:
         row:Tensor, # int64 (B,): rollouts of all puzzles, those of a puzzle one after the other
     ):
         self.symmetry, k = symmetry if settings.symmetries else None, settings.rollouts
-        if settings.symmetries and symmetry is None: raise UserError('symmetries: none are known of these puzzles')
+        if settings.symmetries and not (symmetry and symmetry.numbers): raise UserError('symmetries: none are known of these puzzles')
         if self.symmetry: self.u, self.other = draw(settings.seed, 'rollout form', 0, row // k * 4096 + row % k, symmetry.numbers), row % k > 0
 
     def _for_others(self, f, x):
@@ -154,6 +154,7 @@ def chosen(
     how:str='q', # q: the highest q_halt; majority: the most frequent answer, of equally frequent ones that with the highest q_halt
 )->np.ndarray: # int64 (n,)
     "Which rollout's answer to give."
+    q_halt = np.nan_to_num(q_halt, nan=-np.inf)
     if how == 'q': return q_halt.argmax(1)
     votes = (keys[:, :, None] == keys[:, None, :]).sum(2)
     return np.lexsort((q_halt, votes), axis=1)[:, -1]

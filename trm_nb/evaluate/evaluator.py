@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EVALUATORS', 'Evaluator', 'Exact', 'EvaluateSettings', 'make_evaluator', 'make_evaluators', 'fitting', 'thin',
-           'Evaluation', 'puzzle_batches', 'evaluate', 'Cells', 'Leakage', 'leakage', 'read_split', 'trained_places',
-           'memory_advice', 'save_evaluation']
+           'Evaluation', 'check_known', 'check_evaluators', 'puzzle_batches', 'evaluate', 'Cells', 'Leakage', 'leakage',
+           'read_split', 'trained_places', 'memory_advice', 'save_evaluation']
 
 # %% ../../nbs/03_evaluate/02_evaluator.ipynb #c002
 import importlib, time
@@ -19,7 +19,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 from tqdm.auto import tqdm
 from ..data.basics import Registry, Settings, UserError, check_settings, suggest, write_json
-from ..data.format import PuzzleDataset, PuzzleSet, overlap
+from ..data.format import PuzzleDataset, PuzzleSet, overlap, ranges
 from ..data.folders import Place, read_folders
 from ..data.loader import eval_batches
 from ..data.sudoku import read_csv
@@ -76,6 +76,7 @@ class Exact(Evaluator):
     "Exact accuracy after all steps, the model's own halting, and whether q_halt tells right from wrong."
     def result(self, evaluation, gather):
         "Numbers by the names that training uses for its own."
+        if not len(evaluation): return {}
         e, score = evaluation, evaluation.exact()
         return dict(exact_accuracy=score.value, exact_low=score.low, exact_high=score.high, accuracy=float(e.accuracy[:, -1].mean()),
                     q_halt_accuracy=float((e.halts[:, -1] == e.correct[:, -1]).mean()), halting_accuracy=e.halting().value,
@@ -137,11 +138,6 @@ def fitting(
     return ['exact'] + [kind] * ((kind in EVALUATORS or kind in _HOMES) and EVALUATORS[kind].suits(dataset))
 
 # %% ../../nbs/03_evaluate/02_evaluator.ipynb #c012
-def _ranges(low, high):
-    "All integers in [low[i], high[i]), for one i after the other."
-    size = high - low
-    return np.arange(size.sum()) + np.repeat(low - np.cumsum(size) + size, size)
-
 def thin(
     arrays:PuzzleSet, # any set
     groups:int|None, # how many groups to keep; None: all
@@ -150,8 +146,8 @@ def thin(
     g, p = (np.asarray(a, np.int64) for a in (arrays.group_indices, arrays.puzzle_indices))
     if groups is None or groups >= len(g) - 1: return np.arange(len(arrays)), arrays
     keep = np.linspace(0, len(g) - 2, groups).round().astype(int)
-    puzzles = _ranges(g[keep], g[keep + 1])
-    rows = _ranges(p[puzzles], p[puzzles + 1])
+    puzzles = ranges(g[keep], g[keep + 1])
+    rows = ranges(p[puzzles], p[puzzles + 1])
     ends = lambda sizes: np.concatenate([[0], np.cumsum(sizes)])
     return rows, PuzzleSet(arrays.inputs[rows], arrays.labels[rows], arrays.puzzle_identifiers[puzzles], ends(np.diff(p)[puzzles]), ends(np.diff(g)[keep]),
         None if arrays.ratings is None else arrays.ratings[rows])
@@ -175,6 +171,8 @@ class Evaluation:
     def steps(self)->int:
         "ACT steps that were run."
         return self.correct.shape[1]
+
+    def __len__(self): return len(self.index)
 
     @property
     def halted_at(self)->np.ndarray: # int (n,)
@@ -218,7 +216,7 @@ class Evaluation:
         return [dict(step=i + 1, exact_accuracy=s.value, exact_low=s.low, exact_high=s.high, accuracy=float(a), stopped=float(h))
                 for i, (s, a, h) in enumerate(zip(accuracy_by_step(self.correct), self.accuracy.mean(0), stopped))]
 
-    def __repr__(self): return f'Evaluation(exact {self.exact()} after {self.steps} steps; halting by itself {self.halting()} after {self.halted_at.mean():.1f})'
+    def __repr__(self): return 'Evaluation(no puzzle whose answer is known)' if not len(self) else f'Evaluation(exact {self.exact()} after {self.steps} steps; halting by itself {self.halting()} after {self.halted_at.mean():.1f})'
 
     def _repr_markdown_(self):
         head = f'**{self.exact()}** exact after {self.steps} steps; halting by itself {self.halting()} after {self.halted_at.mean():.1f} steps\n'
@@ -268,6 +266,23 @@ def _fits(act, dataset):
     if getattr(act.settings, 'puzzle_emb_ndim', 0) and m.num_puzzle_identifiers > s.num_puzzle_identifiers:
         raise UserError(f'{dataset.path} has {m.num_puzzle_identifiers} puzzle identifiers, the model knows {s.num_puzzle_identifiers}')
 
+def check_known(
+    dataset:PuzzleDataset, # what is evaluated
+    evaluators:list[Evaluator], # of it
+):
+    "`UserError` where no answer is known, and all that is asked is how many are right."
+    known = any((s.labels != dataset.metadata.ignore_label_id).any() for s in dataset.sets.values())
+    if not known and all(isinstance(e, Exact) for e in evaluators): raise UserError(f'{dataset.path}: no puzzle of the data set has a labelled cell')
+
+def check_evaluators(
+    settings:EvaluateSettings, # of a run
+    dataset:PuzzleDataset, # what it will be evaluated on
+):
+    "`UserError` where an evaluator does not suit the data; better before the training than after it."
+    part, evaluators = replace(dataset, sets={'all': thin(dataset.merged, settings.max_puzzles)[1]}), make_evaluators(settings)
+    for e in evaluators: e.begin(part)
+    check_known(part, evaluators)
+
 def _grade(act, out, labels):
     "float32 (B, 4): exactly right, share of right cells, q_halt, would stop."
     answers = out.logits.argmax(-1)
@@ -307,7 +322,6 @@ def _collect(index, grades, rows, ratings):
     "An Evaluation, in the order of the data set."
     index, grades = index.cpu().numpy(), grades.cpu().numpy()
     order = np.argsort(index, kind='stable')[(index < 0).sum():]
-    if not len(order): raise UserError('no puzzle of the data set has a labelled cell')
     correct, accuracy, q_halt, halts = np.moveaxis(grades[order], 2, 0)
     return Evaluation(rows[index[order]], correct > 0, accuracy, q_halt, halts > 0, None if ratings is None else np.asarray(ratings)[index[order]], examples=rows)
 
@@ -331,6 +345,7 @@ def evaluate(
     index, grades = _grades(act, puzzle_batches(act, part, settings.batch_size, device, rank, world, progress), settings, evaluators)
     evaluation = _collect(gather(index), gather(grades), rows, arrays.ratings)
     evaluation.seconds = time.perf_counter() - began
+    if not len(evaluation): check_known(part, evaluators)
     for e in evaluators: evaluation.results |= e.result(evaluation, gather)
     return evaluation
 

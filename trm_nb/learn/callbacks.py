@@ -27,6 +27,7 @@ class Callback:
     def after_evaluate(self, trainer): "After an evaluation; its numbers are `trainer.evaluation`."
     def after_save(self, trainer): "After a checkpoint; its folder is `trainer.checkpoint`."
     def after_fit(self, trainer): "After the last step, or when stopped."
+    def after_failure(self, trainer): "After an evaluation failed, which ends the run."
 
 CALLBACKS = Registry('callback') # a user's own, named in a config's `callbacks`
 
@@ -115,7 +116,10 @@ class Evaluate(Callback):
         "Evaluate when it is due."
         s, step = trainer.settings, trainer.step_number
         if not (trainer.done or (s.eval_every and step % s.eval_every == 0 and step >= s.eval_after)): return
-        trainer.evaluation = evaluate_mean(trainer, self.score)
+        try: trainer.evaluation = evaluate_mean(trainer, self.score)
+        except Exception: # of several ranks the others may not know of it
+            if trainer.ranks.world == 1: trainer.call('after_failure')
+            raise
         trainer.call('after_evaluate')
 
 def evaluate_mean(
@@ -201,6 +205,8 @@ class Checkpointer(Callback):
     def after_fit(self, trainer):
         "Save what a stopped run has reached."
         if trainer.step_number and self.saved != trainer.step_number: self.save(trainer)
+
+    after_failure = after_fit # what was learned is kept
 
     def save(self, trainer):
         "Write the checkpoint of this step."

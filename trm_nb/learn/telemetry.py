@@ -548,7 +548,7 @@ class Telemetry(Callback):
     def after_evaluate(self, trainer):
         "Note what an evaluation found."
         self.row |= _numbers('eval', trainer.evaluation)
-        if self.watch.evaluation is not None and self.sinks: self._guard('pictures', lambda: self._look(trainer))
+        if self.watch.evaluation and self.sinks: self._guard('pictures', lambda: self._look(trainer))
 
     def after_save(self, trainer):
         "Note that there is a checkpoint."
