@@ -5,13 +5,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from trm_nb.data.arc import copy_name
-from trm_nb.data.basics import MissingExtra, UserError, write_json
+from trm_nb.data.basics import MissingExtra, UserError, check_settings, write_json
 from trm_nb.data.format import PUZZLES
 from trm_nb.data.sudoku import generate
 from trm_nb.explore.solver import Solver
 from trm_nb.models.act import PuzzleShape
 from trm_nb.models.pretrained import SHIPPED, save_pretrained
 from trm_nb.models.zoo import build_model
+from trm_nb.serve import api
 from trm_nb.serve.api import AnswerOut, ModelInfo, SolveRequest, SolveResponse, create_app, log_json, serve
 from trm_nb.serve.engine import Closed, Engine, Full, Models, ServeSettings
 from trm_nb.serve.tasks import NAMELESS, RANDOM, UNTOLD
@@ -265,7 +266,7 @@ def test_cors_is_off_unless_asked_for(solver, checkpoint):
         assert 'access-control-allow-origin' not in c.get('/health', headers={'origin': 'https://b.org'}).headers
 
 
-FOREIGN = [b'https://evil.org', b'null', b'http://testserver.evil.org', b'http://evil.org:80/testserver', b'https://testserver:8443', b'\xff\xfe']
+FOREIGN = [b'https://evil.org', b'null', b'http://testserver.evil.org', b'http://evil.org:80/testserver', b'https://testserver:8443', b'\xff\xfe', b'http://[']
 
 
 def test_pages_of_other_sites_may_not_ask(solver, checkpoint):
@@ -287,6 +288,35 @@ def test_pages_of_other_sites_may_not_ask(solver, checkpoint):
     with client(Solver.from_pretrained(checkpoint, 'cpu'), cors=['https://a.org']) as c:
         assert c.post('/api/solve', content=body, headers={'origin': 'https://a.org', 'content-type': 'application/json'}).headers['access-control-allow-origin'] == 'https://a.org'
         assert c.post('/api/solve', content=body, headers={'origin': 'https://b.org', 'content-type': 'application/json'}).status_code == 403
+
+
+def test_names_of_the_server(solver, monkeypatch):
+    "Where it listens on this machine alone, a name that a site lets lead here is not its own."
+    import uvicorn
+    monkeypatch.setattr(uvicorn.Server, 'run', lambda self: None)
+    with client(solver, cors=['https://a.org']) as c:
+        asked = lambda host: c.get('/health', headers=dict(host=host)).status_code
+        serve(c.app, ServeSettings(host='0.0.0.0'))
+        assert asked('evil.example:8000') == 200
+        serve(c.app)
+        assert [asked(host) for host in ('localhost', 'LocalHost:1', '127.0.0.1:8000', '[::1]:8000', 'a.org', 'A.org:443')] == [200] * 6
+        assert [asked(host) for host in ('evil.example', 'evil.example:8000', 'localhost.evil.example', '127.0.0.2', '[', 'x@evil.example', '10.0.0.1')] == [403] * 7
+        told = c.post('/api/solve', json=dict(puzzle=FOUR), headers=dict(host='evil.example:8000', origin='http://evil.example:8000')).json()['error']
+        assert '--host 0.0.0.0' in told and '--cors http://evil.example:8000' in told
+        c.app.state.origins.add('https://share.example')
+        assert asked('share.example') == 200
+
+
+def test_settings_that_would_not_hold():
+    for bad, words in ((dict(token=''), 'must not be empty'), (dict(token=' '), 'must not be empty'), (dict(token='x '), 'blank'), (dict(cors=['*']), 'is no origin'), (dict(cors=['https://a.org', 'b.org']), 'is no origin'), (dict(cors=['https://a.org/page']), 'without a path')):
+        with pytest.raises(UserError, match=words): check_settings(ServeSettings, bad)
+    assert ServeSettings(token='a b').token == 'a b' and ServeSettings().token is None
+
+
+def test_cors_with_a_slash(solver):
+    with client(solver, cors=['https://A.org/']) as c:
+        asked = c.get('/health', headers={'origin': 'https://a.org'})
+        assert asked.status_code == 200 and asked.headers['access-control-allow-origin'] == 'https://a.org'
 
 
 # what must not break it
@@ -374,6 +404,16 @@ def test_time_limit_frees_the_device(solver):
         assert c.post('/api/solve', json=dict(puzzle=FOUR)).status_code == 200
 
 
+def test_time_limit_holds_within_a_step(solver):
+    "The client is told in time, whatever the device is busy with."
+    with Gated(solver) as gated, client(solver, cache_mb=0) as c:
+        assert c.post('/api/solve', json=dict(puzzle=FOUR, time_limit=.3)).status_code == 504 and gated.steps == 0
+        engine = c.app.state.models.get()
+        gated.open()
+        until(lambda: not engine.running)
+        assert (engine.stats()['late'], engine.stats()['cancelled']) == (1, 0)
+
+
 def test_full_queue(solver, puzzles):
     with Gated(solver) as gated, client(solver, max_batch=1, queue=2, cache_mb=0) as c:
         engine = c.app.state.models.get()
@@ -386,7 +426,34 @@ def test_full_queue(solver, puzzles):
             assert refused.status_code == 429 and 1 <= int(refused.headers['retry-after']) <= 60
             gated.open()
             assert first.result().status_code == waiting.result().status_code == 200
-        assert c.post('/api/solve', json=dict(puzzles=puzzles[:3])).status_code == 429          # never more than fit
+        never = c.post('/api/solve', json=dict(puzzles=puzzles[:3]))                            # more than ever fit: it is no use to try again
+        assert never.status_code == 422 and 'at most 2' in never.json()['error'] and c.get('/api/model-info').json()['limits']['max_puzzles'] == 2
+
+
+def test_a_fresh_server_asks_for_little_patience(solver, puzzles):
+    with Gated(solver) as gated, client(solver, max_batch=1, queue=2, cache_mb=0) as c:
+        engine = c.app.state.models.get()
+        engine.submit_many(puzzles[:2])
+        until(lambda: engine.running)
+        engine.submit(puzzles[2])
+        assert c.post('/api/solve', json=dict(puzzle=puzzles[3])).headers['retry-after'] == '5'     # nothing was answered yet
+        gated.open()
+
+
+def test_the_answers_of_every_step_are_bounded(solver, puzzles):
+    "What would take long to write is refused; what is written is written beside the event loop."
+    with client(solver, max_cells=3 * 16 * 4) as c:
+        many = c.post('/api/solve', json=dict(puzzles=puzzles[:5], max_steps=3, every_step=True))
+        assert many.status_code == 422 and 'at most 4' in many.json()['error'] and c.get('/api/model-info').json()['limits']['max_cells'] == 192
+        for more in (dict(puzzles=puzzles[:4], max_steps=3, every_step=True), dict(puzzles=puzzles[:5], max_steps=3)): assert c.post('/api/solve', json=more).status_code == 200
+
+
+def test_answers_are_written_beside_the_event_loop(solver, monkeypatch):
+    threads, understood, written = [], api.understand, api.encoded
+    monkeypatch.setattr(api, 'understand', lambda *a: (threads.append(threading.current_thread()), understood(*a))[1])
+    monkeypatch.setattr(api, 'encoded', lambda *a: (threads.append(threading.current_thread()), written(*a))[1])
+    with client(solver) as c: SolveResponse(**c.post('/api/solve', json=dict(puzzle=FOUR, every_step=True)).json())
+    assert len(set(threads)) == 2                                                                   # one puzzle is understood in the loop
 
 
 def test_retry_after_is_of_what_happens_now(solver, puzzles):
@@ -463,16 +530,106 @@ def test_models(checkpoint, tmp_path, monkeypatch):
     def load(source, device):
         loads.append(str(source))
         return Solver.from_pretrained(source, device)
-    with Models(checkpoint, ServeSettings(models=1), 'cpu', load=load) as models, client(models) as c:
+    with Models(checkpoint, ServeSettings(models=1), 'cpu', load=load) as models, client(models) as c:                 # the first stays, beside one other
         assert c.get('/api/models').json()[:2] == ['small', 'runs/mine']
         with ThreadPoolExecutor() as pool: asked = list(pool.map(lambda _: c.post('/api/solve', json=dict(puzzle=FOUR, early_exit=False)), range(4)))
         assert {len(r.json()['answers'][0]['q_halt']) for r in asked} == {3} and len(loads) == 1
-        old = models.get()
         other = c.post('/api/solve', json=dict(puzzle=FOUR, early_exit=False, model='runs/mine')).json()
-        assert other['model'] == 'runs/mine' and len(other['answers'][0]['q_halt']) == 2 and len(loads) == 2 and list(models.loaded()) == ['runs/mine']
-        until(lambda: not old.thread.is_alive())
+        assert other['model'] == 'runs/mine' and len(other['answers'][0]['q_halt']) == 2 and len(loads) == 2 and list(models.loaded()) == ['small', 'runs/mine']
         for name in ('runs/other', '/etc', 'me/model', 'runs/../runs/mine', '.'): assert c.post('/api/solve', json=dict(puzzle=FOUR, model=name)).status_code == 422
         assert len(loads) == 2
+
+
+class Several(Models):
+    "Models of several names, all alike; `slow` waits for its gate."
+    def __init__(self, checkpoint, **settings):
+        self.loads, self.gate = [], threading.Event()
+        super().__init__('main', ServeSettings(cache_mb=0, **settings), 'cpu', load=lambda source, device: self.slowly(source, checkpoint))
+
+    def sources(self): return {n: n for n in ('main', 'slow', 'b', 'c', 'd')}
+
+    def slowly(self, source, checkpoint):
+        self.loads.append(source)
+        if source == 'slow': assert self.gate.wait(60)
+        return Solver.from_pretrained(checkpoint, 'cpu')
+
+    def close(self, seconds=None):
+        super().close(seconds)
+        self.gate.set()
+
+
+def test_a_load_holds_nobody_up(checkpoint):
+    "More requests than the event loop has threads wait for a model; those for another are answered, and time limits hold."
+    models = Several(checkpoint)
+    models.get()
+    with client(models) as c, ThreadPoolExecutor(40) as pool:
+        known = c.get('/api/examples').json()[0]['id']
+        waiting = [pool.submit(c.post, '/api/solve', json=dict(puzzle=FOUR, model='slow')) for _ in range(36)] + [pool.submit(c.get, '/api/model-info', params=dict(model='slow'))]
+        until(lambda: 'slow' in models.loads)
+        assert c.post('/api/solve', json=dict(task_id=known)).status_code == c.get('/api/model-info').status_code == 200
+        assert c.post('/api/solve', json=dict(puzzle=FOUR, model='slow', time_limit=.1)).status_code == 504
+        assert not any(f.done() for f in waiting)
+        models.gate.set()
+        assert {f.result().status_code for f in waiting} == {200} and models.loads == ['main', 'slow']
+
+
+def test_a_client_that_leaves_while_a_model_is_loaded(checkpoint):
+    models = Several(checkpoint)
+    async def leaves():
+        while 'slow' not in models.loads: await asyncio.sleep(.005)
+        return GONE
+    assert ask(create_app(models), [part(json.dumps(dict(puzzle=FOUR, model='slow')).encode()), leaves]) == []
+    models.gate.set()
+    assert models.get('slow').solve(FOUR).answer.steps                           # it is there for the next one
+    models.close()
+
+
+def test_loads_are_few_at_once(checkpoint):
+    with Several(checkpoint, models=1) as models:
+        models.wanted('slow')
+        assert models.wanted('slow') is models.wanted('slow')
+        with pytest.raises(Full): models.wanted('b')
+        with pytest.raises(UserError, match='no model'): models.wanted('x')
+    assert models.loaded() == {}
+
+
+def test_closing_while_a_model_is_loaded(checkpoint):
+    models = Several(checkpoint)
+    models.get()
+    with client(models) as c, ThreadPoolExecutor() as pool:
+        late = pool.submit(c.post, '/api/solve', json=dict(puzzle=FOUR, model='slow'))
+        until(lambda: 'slow' in models.loads)
+        loading = next(t for t in threading.enumerate() if t.name == 'load slow')
+        models.stop_loading()                                                     # as on SIGTERM
+        told = late.result()
+        assert told.status_code == 503 and 'stopping' in told.json()['error'] and told.headers['retry-after']
+        assert c.post('/api/solve', json=dict(puzzle=FOUR)).status_code == 200 and c.post('/api/solve', json=dict(puzzle=FOUR, model='b')).status_code == 503
+    loading.join(60)
+    assert models.loaded() == {} and not loading.is_alive() and not [t for t in threading.enumerate() if t.name == 'engine slow']
+    for name in (None, 'slow'):
+        with pytest.raises(Closed): models.get(name)
+
+
+def test_the_first_model_stays(checkpoint):
+    "Others make room for each other, the one that was used last stays."
+    models = Several(checkpoint, models=3)
+    with client(models) as c:
+        for name in ('main', 'b', 'c', 'b', 'd'): assert c.post('/api/solve', json=dict(puzzle=FOUR, model=name)).status_code == 200
+        assert sorted(models.loaded()) == ['b', 'd', 'main'] and models.loads == ['main', 'b', 'c', 'd']
+
+
+def test_a_model_that_made_room_is_fetched_again(checkpoint, monkeypatch):
+    models, understood = Several(checkpoint), api.understand
+    def meanwhile(asked, engine):
+        if models.loads == ['b']:
+            models.get('c')
+            until(lambda: engine.closing)
+        return understood(asked, engine)
+    monkeypatch.setattr(api, 'understand', meanwhile)
+    with client(models) as c: assert c.post('/api/solve', json=dict(puzzles=[FOUR], model='b')).status_code == 200 and models.loads == ['b', 'c', 'b']
+    with Engine(Solver.from_pretrained(checkpoint, 'cpu')) as engine, client(Models.of(engine)) as c:
+        engine.close()
+        assert c.post('/api/solve', json=dict(puzzle=FOUR)).status_code == 503            # not for ever
 
 
 def test_a_name_is_never_taken_for_a_path(checkpoint, tmp_path, monkeypatch):
@@ -536,6 +693,39 @@ models = Models(sys.argv[1], settings, 'cpu', runs='/nowhere')
 models.get()
 serve(create_app(models, settings), ready=lambda url: print(url, flush=True))
 '''
+
+
+SLOW = '''
+import sys, time
+from trm_nb.explore.solver import Solver
+from trm_nb.serve.api import create_app, serve
+from trm_nb.serve.engine import Models, ServeSettings
+class Two(Models):
+    def sources(self): return dict(main=sys.argv[1], slow='slow')
+def load(source, device):
+    if source == 'slow':
+        print('loading', flush=True)
+        time.sleep(600)
+    return Solver.from_pretrained(source, device)
+models = Two('main', ServeSettings(port=0), 'cpu', load=load)
+models.get()
+serve(create_app(models), ready=lambda url: print(url, flush=True))
+'''
+
+
+@pytest.mark.slow
+def test_sigterm_while_a_model_is_loaded(checkpoint, root):
+    "The client is told, and the server ends, though the load goes on."
+    from http.client import HTTPConnection
+    with subprocess.Popen([sys.executable, '-c', SLOW, str(checkpoint)], stdout=subprocess.PIPE, text=True, cwd=root) as process:
+        try:
+            connection = HTTPConnection(*process.stdout.readline().strip().removeprefix('http://').split(':'), timeout=60)
+            with ThreadPoolExecutor() as pool:
+                status = pool.submit(post, connection, dict(puzzle=FOUR, model='slow'))
+                assert process.stdout.readline() == 'loading\n'
+                process.send_signal(signal.SIGTERM)
+                assert status.result() == 503 and process.wait(60) == 0
+        finally: process.kill()
 
 
 @pytest.fixture
@@ -602,7 +792,7 @@ def dribble(place, data, pause=None):
 @pytest.mark.slow
 def test_hostile_connections(serving):
     server = serving(body_seconds=1.)
-    head = b'POST /api/solve HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n'
+    head = b'POST /api/solve HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n'
     with ThreadPoolExecutor(32) as pool:
         slow = [pool.submit(dribble, server['place'], head + b'content-length: 500\r\n\r\n{"puzzle"', 'wait') for _ in range(20)]
         endless = pool.submit(dribble, server['place'], head + b'transfer-encoding: chunked\r\n\r\n1\r\n{\r\n', 'wait')
@@ -620,6 +810,20 @@ def test_hostile_connections(serving):
     server['process'].send_signal(signal.SIGTERM)
     assert server['process'].wait(60) == 0
     assert not [l for l in server['log']() if l.get('status', 0) >= 500 or 'traceback' in l]
+
+
+@pytest.mark.slow
+def test_heads_that_do_not_come(serving):
+    "Nothing at all, half a head, half a second one: cut off; a body that comes slowly and a second request are not."
+    from http.client import HTTPConnection
+    server, half = serving(head_seconds=3., body_seconds=5.), b'POST /api/solve HTTP/1.1\r\nhost: localhost\r\n'
+    body = half + b'content-type: application/json\r\ncontent-length: 50\r\n\r\n{'
+    with ThreadPoolExecutor() as pool: assert list(pool.map(lambda data: dribble(server['place'], data, 'wait'), (b'', half, body))) == [b'', b'', b'HTTP/1.1 408 Request Timeout']
+    connection = HTTPConnection(*server['place'], timeout=60)
+    assert [post(connection, dict(puzzle=FOUR)) for _ in range(2)] == [200, 200]
+    connection.sock.sendall(half)
+    assert connection.sock.recv(4096) == b''
+    connection.close()
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from trm_nb.models.zoo import build_model
 pytest.importorskip('fastapi')
 from trm_nb.cli import call
 from trm_nb.serve import app as page_module
-from trm_nb.serve.app import BANNERS, CLIENT, Board, Handlers, Lesson, PageSettings, Shelf, Visitors, engine_frames, facts_html, task_entries, verdict
+from trm_nb.serve.app import BANNERS, CLIENT, Board, Handlers, Lesson, PageSettings, Shelf, Visitors, engine_frames, facts_html, check_work, task_entries, verdict
 from trm_nb.serve.api import create_app
 from trm_nb.serve.engine import Models, ServeSettings
 from trm_nb.serve.tasks import NAMELESS, SUDOKUS, examples
@@ -70,6 +70,57 @@ def test_a_visitor(shelf):
     settle(again)
     assert again.trace is board.trace                                        # the same was asked before
 
+def test_each_is_judged_by_its_own_solution(handlers):
+    "The same test input with another known output, on one board and on another visitor's."
+    def read(board, output):
+        task = dict(train=[dict(input=[[0, 1]], output=[[1, 0]])], test=[dict(input=[[1, 2, 3]]) | (dict(output=output) if output else {})])
+        board._receive(None, dict(type='read', text=json.dumps(task), name='mine', id=1), [])
+        settle(board)
+        return board.trace.solution, output and PUZZLES['arc'].parse(output)
+    boards = [handlers.visitors.open(name) for name in ('me', 'another')]
+    for name in ('me', 'another'):
+        handlers.choose(name, 'runs/arc')
+        on_board(handlers, name)
+    for board, output in ((boards[0], [[3, 2, 1]]), (boards[0], [[7, 7, 7]]), (boards[1], [[5]]), (boards[1], [[3, 2, 1]])):
+        judge, known = read(board, output)
+        assert (judge == known).all(), output
+    assert read(boards[1], None) == (None, None)
+
+def test_a_trace_is_of_its_own_model(handlers):
+    "A model that takes the place of another answers for itself, wherever in memory it lies."
+    import gc
+    for seed in range(6):
+        solver = Solver(small('arc', seed=seed, rows=2), PUZZLES['arc'], '')
+        name = handlers.shelf.teach('runs/arc', solver, task())
+        handlers.visitors.open(f'visitor {seed}').lists['arc'] = task_entries(task())
+        handlers.choose(f'visitor {seed}', name)
+        shown, answer = on_board(handlers, f'visitor {seed}').trace, solver.solve(task().test[0][0], steps=3)
+        assert shown.q_halt[-1] == pytest.approx(answer.q_halt[-1], abs=1e-3)
+        handlers.leave(f'visitor {seed}')
+        del solver
+        gc.collect()
+
+def test_runs_that_would_hold_up_the_others(shelf, monkeypatch):
+    "Each setting has its whole range for the model that ships; not all of them together, and the model's own steps are never refused."
+    solver = Solver.from_pretrained(SHIPPED, 'cpu')
+    for fine in ({}, dict(H_cycles=32), dict(L_cycles=64), dict(rollouts=32), dict(steps=32), dict(H_cycles=6, rollouts=16)): check_work(solver, PageSettings(**fine))
+    for much in (dict(H_cycles=32, L_cycles=64), dict(H_cycles=32, rollouts=8), dict(L_cycles=64, rollouts=32)):
+        with pytest.raises(UserError, match=r'times the work of one step of this model: at most 3\d times'): check_work(solver, PageSettings(**much))
+    board = Visitors(shelf).open('me')
+    board._again()
+    settle(board)
+    monkeypatch.setattr(page_module, 'WORK', 0)
+    ask = lambda **settings: (board._receive(None, dict(type='solve', a=dict(settings=settings), tokens=None), []), settle(board))
+    ask(H_cycles=8)
+    assert board.status['level'] == 'error' and '8 H_cycles with 1 L_cycles in 1 rollouts take 12 times the work of one step of this model: at most 3 times' in board.status['text']
+    ask(steps=3)
+    assert board.trace.steps == 3 and board.status['level'] != 'error'
+
+def test_a_server_that_stops_says_so_on_the_page(shelf):
+    shelf.models.get()
+    shelf.models.stop_loading()
+    with pytest.raises(UserError, match='the server is stopping'): shelf.get(add_run('arc'))
+
 @pytest.mark.parametrize('text, words', [('123', '16 cells, not 3'), ('{"train": 1}', 'object'), ('x' * 16, 'x'), ('', 'nothing was pasted')])
 def test_bad_input_is_said(shelf, text, words):
     board = Visitors(shelf).open('me')
@@ -85,7 +136,7 @@ def test_limits_and_gone_models(shelf):
     board = Visitors(shelf).open('me')
     board._again()
     settle(board)
-    for settings, words in ((dict(steps=33), 'steps'), (dict(rollouts=65), 'rollouts'), (dict(H_cycles=0), 'H_cycles')):
+    for settings, words in ((dict(steps=33), 'steps'), (dict(rollouts=33), 'rollouts'), (dict(H_cycles=0), 'H_cycles')):
         board._receive(None, dict(type='solve', a=dict(settings=settings), tokens=None), [])
         assert words in board.status['text'] and board.status['level'] == 'error'
     board._on_model(dict(name='runs/gone'))
@@ -124,6 +175,11 @@ def test_rollouts_with_other_cycles(shelf):
         assert f'Rollout {int(q.argmax()) + 1} of 8' in words[-1] and shown.q_halt[-1] == pytest.approx(float(q.max()), abs=1e-4) and (shown.answers[-1] == tokens[int(q.argmax())].numpy()).all()
         assert abs(q - own).max() > 1e-3                                          # the cycles matter here
     assert (act.settings.H_cycles, act.settings.L_cycles) == (2, 1)
+
+def add_run(kind):
+    "A run of a random model in the working directory; its name."
+    save_pretrained(small(kind, rows=2), f'runs/{kind}/checkpoints/step_1', kind, step=5)
+    return f'runs/{kind}'
 
 def task(): return Task('00000001', [(np.eye(3, dtype=np.uint8), 1 - np.eye(3, dtype=np.uint8))] * 2, [(np.eye(2, dtype=np.uint8), None)])
 
@@ -187,6 +243,17 @@ def test_a_lesson(shelf, tmp_path):
     stopped.stop.set()
     for _ in stopped.follow(.05): pass
     assert 'left off' in stopped.error and stopped.found is None
+
+def test_a_lesson_that_nobody_follows_ends(shelf, tmp_path, monkeypatch):
+    monkeypatch.setattr(page_module, 'LESSON', 0)
+    lesson = Lesson(save_pretrained(small('arc'), tmp_path/'arc', 'arc'), task(), 'cpu', steps=2000, augmentations=1, batch_size=2)
+    lesson.thread.join(60)
+    assert not lesson.thread.is_alive() and 'a lesson may take 0 minutes' in lesson.error
+
+def test_few_lessons_wait(shelf):
+    pytest.importorskip('gradio')
+    blocks = page_module.build_page(shelf.models)
+    assert blocks._queue.max_size == page_module.LESSONS
 
 # the tab where a task is learned
 
@@ -312,6 +379,11 @@ def test_what_is_served_where_nothing_is_named(monkeypatch, tmp_path):
     assert settings['cors'] == ['https://a.org', 'https://b.org'] and not settings['hub'] and ServeSettings(**settings).drain == 19
     assert told(monkeypatch)[1]['hub'] and told(monkeypatch)[1]['cors'] == [] and not told(monkeypatch, '--share')[1]['hub'] and told(monkeypatch, '--share')[0][2] is True
 
+@pytest.mark.parametrize('options, words', [(['--token', ''], "'token': must not be empty"), (['--token', ' x'], "'token': must not be empty"), (['--cors', '*'], "'*' is no origin"), (['--cors', 'example.org'], 'name each site as https://example.org')])
+def test_options_that_would_not_hold(checkpoint, options, words, capsys):
+    assert call(['serve', str(checkpoint), '--device', 'cpu', *options]) != 0
+    assert words in capsys.readouterr().err
+
 @contextlib.contextmanager
 def stubbed_start(monkeypatch, tunnel):
     "trm serve without a page and without listening; yields the applications that were started."
@@ -433,7 +505,7 @@ class Served:
     def heartbeat(self):
         "A stream that a page holds open."
         s = socket.create_connection(('127.0.0.1', self.port), timeout=60)
-        s.sendall(b'GET /gradio_api/heartbeat/somebody HTTP/1.1\r\nhost: x\r\n\r\n')
+        s.sendall(b'GET /gradio_api/heartbeat/somebody HTTP/1.1\r\nhost: localhost\r\n\r\n')
         got = b''
         while b'ALIVE' not in got: got += s.recv(4096)
         return s
@@ -453,7 +525,7 @@ def served(folder, *options, **more):
         server.process.kill()
         server.process.wait(60)
 
-HEAD = b'POST %b HTTP/1.1\r\nhost: x\r\ncontent-type: %b\r\n'
+HEAD = b'POST %b HTTP/1.1\r\nhost: localhost\r\ncontent-type: %b\r\n'
 DOORS = '/', '/config', '/gradio_api/queue/join', '/gradio_api/run/predict', '/gradio_api/component_server/', '/gradio_api/upload', '/login', '/api/solve', '/nowhere'
 
 @pytest.mark.slow
@@ -579,12 +651,12 @@ def test_from_one_command_to_played_steps(checkpoint, tmp_path):
         page.locator('#model input').fill('runs/gone')
         page.keyboard.press('Enter')
         page.locator('.trm-error').get_by_text('runs/gone').wait_for()
-        page.get_by_label('Maze', exact=True).check()
+        page.get_by_label('Maze', exact=True).click()
         page.locator('.page-banner').get_by_text('random').wait_for()
         wait('x.sides.a.cells === 900')
         # the colours to draw with are those of the kind on the board
         swatches = lambda: page.evaluate("[...document.querySelectorAll('.trm .trm-swatches button')].map(b => [+b.dataset.token, b.style.background])")
-        page.get_by_label('ARC', exact=True).check()
+        page.get_by_label('ARC', exact=True).click()
         wait('x.sides.a.cells === 900 && x.info.look.symbols.length > 10')
         page.get_by_role('button', name='Edit', exact=True).click()
         assert len(swatches()) == 10 and len({colour for _, colour in swatches()}) == 10 and all(colour for _, colour in swatches())

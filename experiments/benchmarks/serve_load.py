@@ -64,7 +64,7 @@ async def client(host, port, bodies, until, found):
     for body in bodies:
         if time.perf_counter() > until: break
         began = time.perf_counter()
-        writer.write(b'POST /api/solve HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b' % (len(body), body))
+        writer.write(b'POST /api/solve HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b' % (len(body), body))
         head = await reader.readuntil(b'\r\n\r\n')
         length = int(head.lower().split(b'content-length:')[1].split(b'\r\n')[0])
         reply = await reader.readexactly(length)

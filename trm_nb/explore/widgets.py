@@ -387,7 +387,7 @@ def _run(self, side, stop):
     "Solve, sending what is there so far."
     s, entry, solver = self.sides[side], self.entries[self.entry], self._use(side)
     if solver.puzzle.name != self.solver.puzzle.name: raise UserError(f'{s.model} answers {solver.puzzle.name} puzzles, not {self.solver.puzzle.name}')
-    key, like = (s.model, s.settings.model_dump_json(), entry.tokens.tobytes(), entry.solution is None), None
+    key, like = (s.model, s.settings.model_dump_json(), entry.tokens.tobytes(), entry.solution is not None and entry.solution.tobytes()), None
     if key == s.key: return
     if side == 'b' and s.model == self.sides['a'].model: like = self.trace
     s.key, s.maps = (), {}
