@@ -2,13 +2,14 @@
 import json, os, shutil, signal, subprocess, sys, time
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 import psutil
 import pytest
 from trm_nb import cli
 from trm_nb.config import load_config
 from trm_nb.lab import dispatch
 from trm_nb.data.sudoku import write_generated
-from trm_nb.data.locks import Hold
+from trm_nb.data.locks import Hold, held
 from trm_nb.lab.jobs import Job, describe, read_job
 from trm_nb.lab.slurm import looker
 from trm_nb.lab.work import execute
@@ -56,7 +57,7 @@ def test_refused(args, said, here, capsys):
 
 def test_other_runs_are_left_alone(here, capsys, monkeypatch):
     sent = []
-    monkeypatch.setattr(dispatch, 'carry_out', lambda jobs, *_: [sent.append(j.name) or j.update(state='done') for j in jobs])
+    monkeypatch.setattr(dispatch, 'queue_of', lambda jobs, *_: SimpleNamespace(run=lambda: [sent.append(j.name) or j.update(state='done') for j in jobs]))
     assert cli.call(['run', 'exp01a', 'exp01b', '--budget', 'smoke']) == 0 and sent == ['exp01a', 'exp01b']
     before = {p: p.read_bytes() for p in (here/'runs').rglob('*') if p.is_file()}
     assert cli.call(['run', 'exp01a', 'exp01c', '--budget', 'short']) == 2
@@ -74,6 +75,22 @@ def test_other_runs_are_left_alone(here, capsys, monkeypatch):
     assert not (here/'runs/exp01c').exists() and len(sent) == 2
     assert cli.call(['run', 'exp01a', 'exp01c', '--budget', 'smoke']) == 0 and sent == ['exp01a', 'exp01b', 'exp01c'] # what is done stays
     assert cli.call(['stop', 'exp01a']) == 2 and cli.call(['resume', 'exp01a']) == 2 and cli.call(['logs', 'exp01']) == 2 and cli.call(['runs']) == 0
+
+def test_one_command_sends_at_a_time(here, capsys, monkeypatch):
+    "From the look at what is there until the queue has its runs, no other command looks; while they are carried out others may. What is refused leaves nothing behind."
+    seen, busy = [], lambda: seen.append(held('runs/.lab/.lock'))
+    def queue_of(jobs, *_):
+        busy()
+        return SimpleNamespace(run=lambda: busy() or [j.update(state='stopped') for j in jobs])
+    look = dispatch.looker
+    monkeypatch.setattr(dispatch, 'looker', lambda folders: busy() or look(folders))
+    monkeypatch.setattr(dispatch, 'queue_of', queue_of)
+    assert cli.call(['run', 'exp01a', '--budget', 'smoke']) == 130 and cli.call(['resume', 'exp01a']) == 130 and seen == [True, True, False] * 2
+    hold = Hold(here/'runs/exp01a/job.lock') # its worker still sends copies to the mirror
+    before = Path('runs/exp01a/job.json').read_bytes()
+    assert cli.call(['run', 'exp01a', '--budget', 'smoke']) == 2 and capsys.readouterr().err == 'trm: runs/exp01a is being worked on by another process\n' and Path('runs/exp01a/job.json').read_bytes() == before
+    hold.release()
+    assert cli.call(['resume', 'exp01a', '--runs', 'nowhere']) == 2 and not Path('nowhere').exists()
 
 def test_sweep(here, capsys):
     Path('mine.yaml').write_text('preset: demo\nlearn: {steps: 30}\n')
@@ -130,6 +147,56 @@ def test_in_the_background(here):
     again, whole = trm('resume', 'exp01a'), trm('run', 'exp01a', '--budget', 'smoke', '--runs', 'whole', *TINY)
     assert (again.returncode, whole.returncode) == (0, 0) and '1 of 1 runs are done' in again.stdout, again.stderr + whole.stderr
     assert lines(here/'runs/exp01a/metrics.jsonl') == lines(here/'whole/exp01a/metrics.jsonl') and state('exp01a') == 'done'
+
+def start(*args): return subprocess.Popen([sys.executable, '-m', 'trm_nb.cli', *args], env=os.environ | dict(OMP_NUM_THREADS='1'), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+@pytest.fixture
+def none_left(here):
+    "Runs that would go on for ever end with their test."
+    yield
+    for job in here.rglob('job.json'): (job.parent/'stop').touch()
+
+LONG = ['model.hidden_size=16', 'model.num_heads=2', 'model.halt_max_steps=2', 'learn.batch_size=8', 'learn.steps=1000000', 'learn.log_every=5', 'learn.eval_every=1000000', 'learn.save_every=20', 'device=cpu']
+
+@pytest.mark.slow
+@pytest.mark.parametrize('how', [[], ['--detach']], ids=['', 'in the background'])
+def test_two_at_once(here, none_left, how):
+    "The same command from two terminals: one carries it out, the other one says so, and harms nothing; so it is with resume."
+    write_generated('data/demo', size=4, train=60, test=20, seed=0)
+    name, step = 'demo_lr0.001', 0
+    for command in (['sweep', 'demo', *LONG, '--grid', 'learn.lr=1e-3', *how], ['resume', name, *how]):
+        both = [start(*command), start(*command)]
+        wait_for(lambda: any(p.poll() for p in both)) # a queue in the background is sent with code 0
+        lost = next(p for p in both if p.poll())
+        said = lost.communicate()[0]
+        assert lost.returncode == 2 and (' already: trm stop' in said or f'{name} is ' in said), said
+        wait_for(lambda: (saved_steps(f'runs/{name}/checkpoints') or [0])[-1] > step)
+        assert state(name) == 'running' and trm('stop', name).returncode == 0
+        wait_for(lambda: state(name) == 'stopped')
+        won = next(p for p in both if p is not lost)
+        assert won.communicate()[1] is None and won.returncode == (0 if how else 130)
+        step = saved_steps(f'runs/{name}/checkpoints')[-1]
+
+@pytest.mark.slow
+def test_copied_and_moved(here, none_left):
+    "What is resumed and stopped is the run that was named, wherever it came from; the original is not touched."
+    write_generated('data/demo', size=4, train=60, test=20, seed=0)
+    def carried_out(folder, *args):
+        "Train until there is a further checkpoint, then stop."
+        before, process = (saved_steps(folder/'checkpoints') or [0])[-1], start(*args)
+        wait_for(lambda: (saved_steps(folder/'checkpoints') or [0])[-1] > before, process, 90)
+        assert trm('stop', folder.name, '--runs', str(folder.parent)).returncode == 0
+        assert process.wait(60) == 130 and state(folder.name, folder.parent) == 'stopped', process.stdout.read()
+    first, copy, moved = Path('runs/demo_lr0.001'), Path('runs/copy'), Path('elsewhere/moved')
+    carried_out(first, 'sweep', 'demo', *LONG, '--grid', 'learn.lr=1e-3')
+    content = lambda: {p: p.read_bytes() for p in first.rglob('*') if p.is_file()}
+    before = content()
+    shutil.copytree(first, copy, symlinks=True)
+    carried_out(copy, 'resume', 'copy')
+    moved.parent.mkdir()
+    copy.rename(moved)
+    carried_out(moved, 'resume', 'moved', '--runs', 'elsewhere')
+    assert content() == before and not copy.exists() and lines(moved/'metrics.jsonl')[:len(lines(first/'metrics.jsonl'))] == lines(first/'metrics.jsonl')
 
 @pytest.mark.slow
 def test_sweep_runs_and_is_reported(here):

@@ -780,6 +780,37 @@ def test_a_further_machine_only_trains(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="stage 'train' failed: no room"): run_pipeline(file, force=['train'])
 
 
+def test_one_pipeline_at_a_time(tmp_path, monkeypatch):
+    "A second call while the first one trains ends no processes and changes nothing; what only looks, and another machine, may."
+    file, told = write_pipeline(tmp_path, training=dict(checkpoint_dir='runs/a')), []
+    def call(command, environment):
+        before = file.with_suffix('.state.json').read_bytes()
+        told.append(said('pipeline', str(file)))
+        assert file.with_suffix('.state.json').read_bytes() == before and 'running' in dry_run(file)
+        with pipeline._alone(file, 1): pass
+        save_checkpoint(tmp_path/'runs/a/checkpoints', 5, {}, {}, dict(step=5))
+    monkeypatch.setattr(pipeline, 'call', call)
+    monkeypatch.setattr(pipeline, 'end_ranks', lambda folder: pytest.fail('it ended the training'))
+    assert said('pipeline', str(file))[0] == 0
+    assert told == [(2, '', f'trm: {file} is being worked on by another process\n')] and sorted(p.name for p in tmp_path.glob('project.*')) == ['project.state.json', 'project.yaml']
+
+
+def test_ranks_that_are_just_gone(monkeypatch):
+    "Between the look and the signal a process may end by itself."
+    gone = subprocess.Popen(['true'])
+    gone.wait()
+    looks = iter([[gone.pid], []])
+    monkeypatch.setattr(pipeline, 'ranks_of', lambda folder: next(looks))
+    pipeline.end_ranks('runs/a')
+
+
+def test_training_knows_its_pipeline(tmp_path, monkeypatch):
+    "It ends with it, also where the pipeline is killed before the training has begun to listen."
+    monkeypatch.setattr(pipeline, 'die_with_parent', lambda parent: (tmp_path/'parent').write_text(str(parent)))
+    pipeline.call(['true'])
+    assert (tmp_path/'parent').read_text() == str(os.getpid())
+
+
 def test_slurm_is_looked_for_at_once(hub, tmp_path, monkeypatch):
     "Before anything is made; not where the training is left out. A dry run shows what would be sent."
     file = write_pipeline(tmp_path, dataset=dict(local_path='data', build='sudoku --source generate --size 4 --train 9 --test 9'), training=dict(checkpoint_dir='runs/a', backend='slurm', nproc_per_node=8, slurm=dict(partition='gpu'), overrides=['seed=3']))

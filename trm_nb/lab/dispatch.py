@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Order', 'How', 'seeds_of', 'order', 'other_setting', 'check_orders', 'checkpoint_bytes', 'check_disk', 'slots_for',
-           'command_of', 'listed', 'Teller', 'carry_out', 'detach', 'send', 'main', 'how_of', 'run_command',
+           'command_of', 'listed', 'Teller', 'queue_of', 'detach', 'send', 'main', 'how_of', 'run_command',
            'runs_command', 'logs_command', 'stop_run', 'stop_command', 'resume_command', 'sweep_command']
 
 # %% ../../nbs/08_lab/05_dispatch.ipynb #c002
@@ -17,7 +17,7 @@ import torch
 import typer
 from ..config import Config, load_config, make_config, read_yaml
 from ..data.basics import UserError, check_settings, write_json
-from ..data.locks import held
+from ..data.locks import Hold, alone, held
 from . import catalogue
 from .catalogue import Experiment
 from .jobs import STREAMS, Job, Queue, ask_to_stop, cpu_slots, describe, entry_of, find_runs, follow, fork_worker, gpu_slots, read_job, run_folders, runs_table
@@ -94,12 +94,13 @@ def other_setting(
     "The first setting that differs from what the run's folder holds."
     file, job = order.config.folder/'config.yaml', read_job(order.config.folder)
     if not file.exists() and not job: return None
-    old = make_config(read_yaml(file)) if file.exists() else load_config(job.preset, *job.settings)
+    old = make_config(read_yaml(file)) if file.exists() else load_config(job.preset, *job.pairs)
     return changed_setting(old, order.config, _SAME)
 
 def _check_one(order, state, overwrite):
     folder = order.config.folder
     if state in ('queued', 'running'): raise UserError(f'{folder} is {state} already: trm stop {folder.name} ends it')
+    if (overwrite or state != 'done') and (folder/'job.lock').is_file(): Hold(folder/'job.lock', patience=1).release()
     key = None if overwrite else other_setting(order)
     if key: raise UserError(f"{folder} holds a run with another '{key}': --overwrite throws it away, --runs DIR keeps both")
 
@@ -174,7 +175,7 @@ def _write(orders):
         (o.config.folder/'stop').unlink(missing_ok=True)
         o.job.save()
 
-def _lock(runs): return Path(runs)/'.lab'/f'queue-{time.strftime("%Y%m%d-%H%M%S")}-{os.getpid()}.lock'
+def _lock(runs): return Path(runs).resolve()/'.lab'/f'queue-{time.strftime("%Y%m%d-%H%M%S")}-{os.getpid()}.lock'
 
 class Teller:
     "Tells how a queue goes on, a line for each event."
@@ -192,14 +193,14 @@ class Teller:
         said = job.state + (f", {r['best']:.1%}" if r['best'] is not None else '') + (f", {r['seconds']:.0f} s" if r['seconds'] else '') + (f": {job.error}" if job.error else '')
         print(f'[{self.ended}/{self.total}] {job.name} {said if event == "ended" else f"starts in slot {job.slot}"}', file=sys.stderr, flush=True)
 
-def carry_out(
+def queue_of(
     jobs:list[Job], # in their order
     slots:list[dict[str, str]], # environment of each slot
     lock:str|Path, # of the queue
-)->list[Job]: # as they ended
-    "Carry out jobs here; papermill is imported once, for all workers."
+)->Queue: # to be run
+    "A queue of this process; papermill is imported once, for all workers."
     import papermill
-    return Queue(jobs, slots, fork_worker(worker), lock, Teller(len(jobs))).run()
+    return Queue(jobs, slots, fork_worker(worker), lock, Teller(len(jobs)))
 
 def detach(
     jobs:list[Job], # in their order
@@ -215,15 +216,16 @@ def detach(
     if queue.poll(): raise UserError(f'the queue could not begin: {log.read_text().strip().splitlines()[-1]}')
     return log
 
-def _finish(jobs):
-    "Say how it went; the exit code is 0 only where all is done."
+def _carry_out(queue):
+    "Run a queue and say how it went; the exit code is 0 only where all is done."
+    jobs = queue.run()
     bad = [j for j in jobs if j.state != 'done']
     print(f'{len(jobs) - len(bad)} of {len(jobs)} runs are done' + (f'; not done: {", ".join(j.name for j in bad)} (trm runs, trm logs, trm resume)' if bad else ''))
     if bad: raise typer.Exit(1 if any(j.state == 'failed' for j in bad) else 130)
 
 def _local(jobs, slots, runs, leave):
     lock = _lock(runs)
-    if not leave: return _finish(carry_out(jobs, slots, lock))
+    if not leave: return queue_of(jobs, slots, lock)
     print(f'{len(jobs)} runs wait in the background; {detach(jobs, slots, lock)} tells how it goes; trm runs --runs {runs}, trm stop')
 
 def _slurm(jobs):
@@ -232,21 +234,25 @@ def _slurm(jobs):
 def send(
     orders:list[Order], # checked
     how:How, # to be carried out
-):
+)->Queue|None: # to be run, where they are to be carried out by this process
     "Send orders to the local queue or to Slurm."
     if not orders: return print('nothing to do: all of them are done')
     slots = [] if how.backend == 'slurm' else slots_for(orders, how)
     if how.backend == 'slurm': check_slurm()
     _write(orders)
     if how.backend == 'slurm': return _slurm([o.job for o in orders])
-    _local([o.job for o in orders], slots, how.runs, how.detach)
+    return _local([o.job for o in orders], slots, how.runs, how.detach)
+
+def _one_sends(runs):
+    "Be the only command that looks what may be sent, and sends it."
+    return alone(Path(runs)/'.lab', patience=60)
 
 def main(
     args:list[str], # slots as JSON, lock, folders
 )->int: # exit code
     "Entry of a queue in the background."
     slots, lock, *folders = args
-    try: carry_out([read_job(f) for f in folders], json.loads(slots), lock)
+    try: queue_of([read_job(f) for f in folders], json.loads(slots), lock).run()
     except UserError as e:
         print(f'trm: {e}', file=sys.stderr)
         return 2
@@ -297,7 +303,8 @@ def _show(orders, as_json):
 
 def _go(orders, how, dry_run, as_json):
     if dry_run: return _show(orders, as_json)
-    send(check_orders(orders, how), how)
+    with _one_sends(how.runs): queue = send(check_orders(orders, how), how)
+    if queue: _carry_out(queue)
 
 def _split(words):
     "Names and key=value pairs of a command line."
@@ -424,6 +431,18 @@ def stop_command(
     """
     for job, state in _state_list(names, every, runs, ('queued', 'running')): print(f'{job.name} {stop_run(job, state)}')
 
+def _go_on(found, slots, leave, runs):
+    "The queue in which jobs go on, where it is to be run by this process."
+    jobs = [j for j, _ in found]
+    if not jobs: return print('nothing to go on with')
+    for j in jobs: (j.path/'stop').unlink(missing_ok=True)
+    _slurm([j for j in jobs if j.backend == 'slurm'])
+    here = [j for j in jobs if j.backend == 'local']
+    nproc = {j.nproc for j in here}
+    if len(nproc) > 1: raise UserError('runs with different --nproc cannot go on in one queue: name them apart')
+    orders = [Order(None, load_config(j.preset, *j.pairs), j, {}) for j in here]
+    if here: return _local(here, slots_for(orders, How(nproc=nproc.pop(), slots=slots)), runs, leave)
+
 def resume_command(
     names: Annotated[list[str], typer.Argument(help='Runs.')] = None,
     every: Annotated[bool, typer.Option('--all', help='All that were stopped, failed or died.')] = False,
@@ -437,15 +456,8 @@ def resume_command(
 
         trm resume --all --detach
     """
-    jobs = [j for j, _ in _state_list(names, every, runs, ('stopped', 'failed', 'died'))]
-    if not jobs: return print('nothing to go on with')
-    for j in jobs: (j.path/'stop').unlink(missing_ok=True)
-    _slurm([j for j in jobs if j.backend == 'slurm'])
-    here = [j for j in jobs if j.backend == 'local']
-    nproc = {j.nproc for j in here}
-    if len(nproc) > 1: raise UserError('runs with different --nproc cannot go on in one queue: name them apart')
-    orders = [Order(None, load_config(j.preset, *j.settings), j, {}) for j in here]
-    if here: _local(here, slots_for(orders, How(nproc=nproc.pop(), slots=slots)), runs, detach)
+    with _one_sends(runs): queue = _go_on(_state_list(names, every, runs, ('stopped', 'failed', 'died')), slots, detach, runs)
+    if queue: _carry_out(queue)
 
 def sweep_command(
     base: Annotated[str, typer.Argument(metavar='PRESET_OR_YAML', help='Preset or YAML file that all runs share.')],

@@ -8,8 +8,9 @@ __all__ = ['State', 'STREAMS', 'Job', 'read_job', 'state_of', 'best_accuracy', '
            'Queue', 'died', 'fork_worker']
 
 # %% ../../nbs/08_lab/02_jobs.ipynb #c002
-import json, os, signal, socket, sys, time
+import json, os, signal, socket, sys, threading, time
 import multiprocessing as mp
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Callable, Iterator, Literal
 import yaml
@@ -53,6 +54,11 @@ class Job(Settings):
     def name(self)->str:
         "The run's name."
         return self.path.name
+
+    @property
+    def pairs(self)->list[str]:
+        "All key=value pairs: a folder that was moved or copied since is where the run goes on."
+        return [f'runs={self.path.parent}', f'name={self.name}', *(s for s in self.settings if s.partition('=')[0] not in ('runs', 'name'))]
 
     def save(self)->'Job':
         "Write job.json."
@@ -243,6 +249,14 @@ def cpu_slots(
     return [{k: str(max(1, cores() // (slots * each))) for k in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS')} for _ in range(slots)]
 
 # %% ../../nbs/08_lab/02_jobs.ipynb #c023
+def _taken(job):
+    "Whether another process works on a job; who only looks is gone in a moment."
+    file = job.path/'job.lock'
+    try:
+        if file.exists(): Hold(file, patience=1).release()
+    except UserError: return True
+    return False
+
 class Queue:
     "Carries out jobs on slots, one process a slot."
     def __init__(self,
@@ -256,36 +270,41 @@ class Queue:
         self.waiting, self.free, self.start, self.tell, self.pause = list(jobs), dict(enumerate(slots)), start, tell, pause
         self.running: dict[int, tuple[Job, dict, Callable]] = {}
         self.ended: list[Job] = []
-        self.hold = Hold(lock)
-        for job in self.waiting: job.update(state='queued', queue=str(lock), created=time.time(), backend='local', started=None, finished=None, error=None, exit=None, pid=None)
+        self.asked = False # to stop, by a signal
+        for job in self.waiting:
+            if not _taken(job): job.update(state='queued', queue=str(lock), created=time.time(), backend='local', started=None, finished=None, error=None, exit=None, pid=None)
+        self.hold = Hold(lock, patience=1)
 
     def run(self)->list[Job]: # as they ended
-        "To the last job."
-        previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        "To the last job; Ctrl-C and SIGTERM `stop` it."
+        main = threading.current_thread() is threading.main_thread()
+        previous = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
         try:
             while self.waiting or self.running: self._turn()
         finally:
-            signal.signal(signal.SIGTERM, previous)
+            for s, handler in previous.items(): signal.signal(s, handler)
             self.close()
         return self.ended
 
+    def _ask(self, *_): self.asked = True
+
     def close(self):
-        "Give the lock back and remove it."
+        "Remove the lock and give it back."
+        self.hold.path.unlink(missing_ok=True)
         self.hold.release()
-        Path(self.hold.file.name).unlink(missing_ok=True)
 
     def _turn(self):
-        try:
-            for job in [j for j in self.waiting if asked_to_stop(j.path)]: self._end(self.waiting.pop(self.waiting.index(job)), 'stopped')
-            while self.waiting and self.free: self._begin(self.waiting.pop(0))
-            self._look()
-            if self.running: time.sleep(self.pause)
-        except KeyboardInterrupt: self.stop()
+        if self.asked: self.stop()
+        for job in [j for j in self.waiting if asked_to_stop(j.path)]: self._end(self.waiting.pop(self.waiting.index(job)), 'stopped')
+        while self.waiting and self.free and not self.asked: self._begin(self.waiting.pop(0))
+        self._look()
+        if self.running: time.sleep(self.pause)
 
     def _begin(self, job):
+        if _taken(job): return self._end(job, 'failed')
         slot, env = self.free.popitem()
         try:
-            self.tell('starts', job.update(slot=slot))
+            self._tell('starts', job.update(slot=slot))
             self.running[slot] = job, env, self.start(job, env, self.hold)
         except Exception as e: # whatever it is, the others go on
             self.free[slot] = env
@@ -307,16 +326,26 @@ class Queue:
         self._end(job, job.state, job.error, code)
 
     def _end(self, job, state, error=None, code=None):
-        try: job.update(state=state, error=error, exit=code, queue=None, finished=job.finished or time.time())
-        except OSError as e: print(f'note: {job.path}/job.json: {e.strerror}', file=sys.stderr)
+        ended = dict(state=state, error=error, exit=code, queue=None, finished=job.finished or time.time())
+        if _taken(job): job = job.model_copy(update=ended | dict(state='failed', error=f'{job.path} is being worked on by another process')) # whose job.json it is
+        else: self._write(job, ended)
         self.ended.append(job)
-        self.tell('ended', job)
+        self._tell('ended', job)
+
+    def _write(self, job, ended):
+        try: job.update(**ended)
+        except OSError as e:
+            with suppress(OSError): print(f'note: {job.path}/job.json: {e.strerror}', file=sys.stderr)
+
+    def _tell(self, event, job):
+        with suppress(OSError): self.tell(event, job) # the disk that takes what is told may be full
 
     def stop(self):
         "Let those that run save and leave; those that wait do not begin. A second time ends their workers at once."
-        again = bool(self.running) and all(asked_to_stop(job.path) for job, *_ in self.running.values())
+        self.asked, again = False, bool(self.running) and all(asked_to_stop(job.path) for job, *_ in self.running.values())
         for job, *_ in self.running.values():
-            if again and (now := read_job(job.path)) and now.pid: os.killpg(now.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                if again and (now := read_job(job.path)) and now.pid: os.killpg(now.pid, signal.SIGKILL)
             ask_to_stop(job.path)
         for job in self.waiting: self._end(job, 'stopped')
         self.waiting = []
@@ -334,9 +363,10 @@ def died(
 def _worker(work, folder, env, lock):
     "What a worker process does."
     os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if lock: lock.release() # a copy; the queue keeps its own
     os.environ.update(env)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     out = os.open(Path(folder)/'job.log', os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for fd in (1, 2): os.dup2(out, fd)
     sys.stdout = sys.stderr = os.fdopen(1, 'w', buffering=1, closefd=False)
@@ -348,6 +378,6 @@ def fork_worker(
     "How a `Queue` starts workers."
     def start(job, env, hold):
         process = mp.get_context('fork' if sys.platform == 'linux' else 'spawn').Process(target=_worker, args=(work, job.folder, env, hold if sys.platform == 'linux' else None))
-        process.start()
+        with redirect_stdout(None), redirect_stderr(None): process.start() # it would flush them, which fails where a disk is full
         return lambda: process.exitcode
     return start

@@ -6,7 +6,7 @@
 __all__ = ['SHOWN', 'settings_of', 'parameters', 'execute_notebook', 'explain_failure', 'build', 'execute', 'worker']
 
 # %% ../../nbs/08_lab/03_work.ipynb #c002
-import json, os, signal, socket, sys, time
+import json, os, shutil, signal, socket, sys, time
 from pathlib import Path
 from ..config import Config, flatten, load_config, make_config, merge, read_yaml, source_values
 from ..data.basics import UserError, write_json
@@ -40,7 +40,7 @@ def parameters(
 )->dict:
     "What papermill puts into the template."
     resume = not job.overwrite and bool(saved_steps(job.path/'checkpoints'))
-    return dict(preset=job.preset, settings=job.settings, nproc=job.nproc, nnodes=job.nnodes, rendezvous=rendezvous, resume=resume, overwrite=not resume, live=False, puzzles=SHOWN)
+    return dict(preset=job.preset, settings=job.pairs, nproc=job.nproc, nnodes=job.nnodes, rendezvous=rendezvous, resume=resume, overwrite=not resume, live=False, puzzles=SHOWN)
 
 def execute_notebook(
     job:Job, # to be carried out
@@ -48,7 +48,8 @@ def execute_notebook(
 ):
     "Execute the template into the run's folder."
     import papermill
-    given = parameters(job, rendezvous)
+    given, old = parameters(job, rendezvous), job.path/'checkpoints'
+    if job.overwrite and old.exists(): shutil.rmtree(old)
     job.update(overwrite=False)
     papermill.execute_notebook(experiments_path('train.ipynb'), job.path/'train.ipynb', given, kernel_name='python3', progress_bar=False, log_output=False)
 
@@ -104,7 +105,7 @@ def execute(
     rendezvous:str|None=None, # HOST:PORT of the first machine, for several
 )->str: # how it ended: done, stopped or failed
     "Carry out the job of a run folder and keep job.json up to date; SIGTERM lets it save and leave."
-    job, hold = read_job(folder), Hold(Path(folder)/'job.lock')
+    job, hold = read_job(folder), Hold(Path(folder)/'job.lock', patience=1)
     previous = signal.signal(signal.SIGTERM, lambda *_: ask_to_stop(folder))
     job.update(state='running', pid=os.getpid(), host=socket.gethostname(), started=time.time(), finished=None, error=None)
     try:

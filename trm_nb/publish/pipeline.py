@@ -9,7 +9,7 @@ __all__ = ['DatasetSection', 'TrainingSection', 'ModelSection', 'SpaceSection', 
            'dry_run', 'write_template', 'pipeline_command']
 
 # %% ../../nbs/06_publish/05_pipeline.ipynb #c002
-import ctypes, errno, hashlib, json, os, re, shlex, shutil, signal, subprocess, sys, time
+import errno, hashlib, json, os, re, shlex, shutil, signal, subprocess, sys, time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,10 +21,11 @@ import yaml
 from pydantic import Field
 from ..data.basics import MissingExtra, Settings, UserError, check_settings, fingerprint, suggest, write_json, write_text
 from ..data.env import aligned, env
+from ..data.locks import Hold
 from ..data.remote import without_token
 from ..data.resources import experiments_path
 from ..learn.checkpoint import saved_steps
-from ..learn.launch import SlurmSettings, last_word, torchrun_command, wait_for_first
+from ..learn.launch import SlurmSettings, die_with_parent, last_word, torchrun_command, wait_for_first
 from ..learn.telemetry import SINKS, Run, SinkSettings, chosen_sinks
 from ..models.pretrained import find_checkpoint
 from .cards import read_subject
@@ -157,13 +158,17 @@ def hash_files(
         with p.open('rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
     return fingerprint([(p.relative_to(folder).as_posix(), digest(p)) for p in files]) if files else None
 
+def _beside_file(file, machine, ending):
+    "A file beside the pipeline's YAML; each machine has its own."
+    return Path(file).with_suffix(f'.node{machine}.{ending}' if machine else f'.{ending}')
+
 class State:
     "What is known of a pipeline's stages; survives the process."
     def __init__(self,
         file:str|Path, # the pipeline's YAML
         machine:int=0, # which one; each keeps its own account
     ):
-        self.file = Path(file).with_suffix(f'.node{machine}.state.json' if machine else '.state.json')
+        self.file = _beside_file(file, machine, 'state.json')
         try: self.stages = json.loads(self.file.read_text(encoding='utf-8')) if self.file.exists() else {}
         except ValueError: raise UserError(f'{self.file} is damaged: remove it, and every stage is looked at anew') from None
 
@@ -214,16 +219,12 @@ class StageFailed(UserError):
         super().__init__(message)
         self.code, self.anew = code, anew
 
-def _die_with_parent():
-    "Ask Linux to send SIGTERM to a process when its parent dies, in whatever way."
-    if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
 def call(
     command:list[str], # what to run
     environment:dict[str, str]={}, # beside our own
 ):
     "Run a command to its end; `StageFailed` where it fails, KeyboardInterrupt where it was stopped."
-    try: process, interrupted = subprocess.Popen(command, env=os.environ | environment, preexec_fn=_die_with_parent), False
+    try: process, interrupted = subprocess.Popen(command, env=os.environ | environment, preexec_fn=partial(die_with_parent, os.getpid())), False
     except FileNotFoundError: raise StageFailed(f"there is no program '{command[0]}'") from None
     while True:
         try: code = process.wait()
@@ -266,7 +267,8 @@ def end_ranks(
     "Let the processes that a killed pipeline left in a run folder save and leave."
     until, left = time.time() + seconds, ranks_of(folder)
     if left: print(f'an earlier pipeline was killed while it trained: its processes {left} are asked to save and leave', file=sys.stderr, flush=True)
-    for pid in left: os.kill(pid, signal.SIGTERM)
+    for pid in left:
+        with suppress(ProcessLookupError): os.kill(pid, signal.SIGTERM)
     while left := ranks_of(folder):
         if time.time() > until: raise StageFailed(f'processes {left} still train in {folder}: end them first')
         time.sleep(.2)
@@ -548,18 +550,29 @@ def _at(root):
     try: yield
     finally: os.chdir(before)
 
+@contextmanager
+def _alone(file, machine):
+    "Be the only process that works on a pipeline on a machine."
+    try: hold = Hold(_beside_file(file, machine, 'lock'), patience=1)
+    except UserError: raise UserError(f'{file} is being worked on by another process') from None
+    try: yield
+    finally:
+        hold.path.unlink(missing_ok=True)
+        hold.release()
+
 def run_pipeline(
     file:str|Path, # YAML
     skip:list[str]=(), # stages to leave out
     force:list[str]=(), # stages to run again
 )->str: # the status table
-    "Do what is not done yet."
+    "Do what is not done yet; `UserError` where another process does."
     pipeline, file = read_pipeline(file), Path(file)
-    state, telemetry = State(file.absolute(), _machine(pipeline)), SinkSettings(sinks=[]) if _machine(pipeline) else pipeline.telemetry
-    with _at(pipeline.project_root):
-        stages = stages_of(pipeline)
-        _check_means(pipeline, {s.name for s, why in plan(stages, state, skip, force) if not why})
-        return _run_all(stages, state, skip, force, file, Board(telemetry, state, file.stem))
+    with _alone(file, _machine(pipeline)):
+        state, telemetry = State(file.absolute(), _machine(pipeline)), SinkSettings(sinks=[]) if _machine(pipeline) else pipeline.telemetry
+        with _at(pipeline.project_root):
+            stages = stages_of(pipeline)
+            _check_means(pipeline, {s.name for s, why in plan(stages, state, skip, force) if not why})
+            return _run_all(stages, state, skip, force, file, Board(telemetry, state, file.stem))
 
 def _check_means(pipeline, wanted):
     "Tell at once what would be missing later: a token, or Slurm."
