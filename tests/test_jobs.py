@@ -28,7 +28,7 @@ def patient(folder):
 
 def states(*names): return [state_of(read_job(f'runs/{n}')) for n in names]
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_while_a_worker_starts(here, number):
     "It comes after the fork and before the queue has noted the worker: that one is asked to stop too, and waited for."
     real, before = fork_worker(patient), signal.getsignal(number)

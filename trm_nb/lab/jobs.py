@@ -276,9 +276,10 @@ class Queue:
         self.hold = Hold(lock, patience=1)
 
     def run(self)->list[Job]: # as they ended
-        "To the last job; Ctrl-C and SIGTERM `stop` it."
+        "To the last job; Ctrl-C, SIGTERM and the end of the terminal (but for `nohup`) `stop` it."
         main = threading.current_thread() is threading.main_thread()
-        previous = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
+        wanted = [s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if main and not (s == signal.SIGHUP and signal.getsignal(s) == signal.SIG_IGN)]
+        previous = {s: signal.signal(s, self._ask) for s in wanted}
         try:
             while self.waiting or self.running: self._turn()
         finally:
@@ -364,7 +365,7 @@ def _worker(work, folder, env, lock):
     "What a worker process does."
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for s in (signal.SIGTERM, signal.SIGHUP): signal.signal(s, signal.SIG_DFL)
     if lock: lock.release() # a copy; the queue keeps its own
     os.environ.update(env)
     out = os.open(Path(folder)/'job.log', os.O_WRONLY | os.O_CREAT | os.O_APPEND)
