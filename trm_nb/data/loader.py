@@ -110,7 +110,7 @@ class DeviceArrays:
         groups:int|None=None, # only the first groups of each folder
     ):
         self.device, self.metadata = torch.device(device), dataset.metadata
-        self.arrays = merge_sets([first_groups(merge_sets(sets), groups) for sets in dataset.by_folder])
+        self.arrays = dataset.merged if groups is None else merge_sets([first_groups(merge_sets(sets), groups) for sets in dataset.by_folder])
         self.copies = dataset.puzzle.copies(dataset, self.arrays)
         if self.copies: self.copies.to(self.device)
         self.drawn = self.copies or self.arrays
@@ -146,11 +146,10 @@ class DeviceArrays:
 
 def first_groups(
     arrays:PuzzleSet, # any set
-    groups:int|None, # how many; None: all
+    groups:int, # how many
 )->PuzzleSet:
     "A set of the first groups only."
     have = len(arrays.group_indices) - 1
-    if groups is None: return arrays
     if groups > have: raise UserError(f'max_train_puzzles is {groups}, but the training split has {have} groups')
     puzzles = int(arrays.group_indices[groups])
     n = int(arrays.puzzle_indices[puzzles])
