@@ -1,5 +1,6 @@
 """Reports, comparisons and repetitions of real, tiny runs; and the figures of an analysis against hand-computed values."""
-import json, math, shutil
+import json, math, re, shutil
+from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +8,8 @@ from trm_nb.cli import call
 from trm_nb.config import load_config
 from trm_nb.data.basics import UserError, write_json
 from trm_nb.data.sudoku import write_generated
-from trm_nb.lab.compare import compare, look, measured, reproduce, weigh
+from trm_nb.evaluate.metrics import Score, wilson
+from trm_nb.lab.compare import Comparison, Reproduction, compare, deviation, look, measured, reproduce, weigh
 from trm_nb.lab.dispatch import How, order
 from trm_nb.lab.plots import draw_axes, draw_frontier, draw_gap, draw_halting_steps, draw_learning, draw_members
 from trm_nb.lab.report import answers, level, logs, looks, missing, paper_rows, save_tables
@@ -184,6 +186,19 @@ def test_puzzles_that_one_solves_alone(lab):
     assert found.draw(0, 1).png()[:4] == b'\x89PNG'
 
 
+def test_a_run_beside_itself(tmp_path):
+    with pytest.raises(UserError, match='twice: name two runs'): compare(tmp_path, f'{tmp_path}/../{tmp_path.name}')
+
+def test_the_interval_is_that_of_paired_data():
+    "A run that solves 40 puzzles more and 12 fewer of 8,192: interval and McNemar's p say the same."
+    both = np.repeat([[1, 1], [1, 0], [0, 1], [0, 0]], [6990, 40, 12, 1150], 0).astype(bool)
+    looks = tuple(SimpleNamespace(evaluation=SimpleNamespace(correct=c[:, None])) for c in both.T)
+    said = Comparison((dict(run='a'), dict(run='b')), [], looks).verdict()
+    assert re.search(r'difference \+0.3 points \(95%: \+0.2 to \+0.5\)', said) and 'they differ (p = 0.00013)' in said
+    namesakes = Comparison((dict(run='a', folder='x/a'), dict(run='a', folder='y/a')), [], looks)
+    assert [len(g) for g in namesakes.groups.values()] == [6990, 40, 12, 1150] and namesakes.verdict().startswith('x/a solves 85.8%, y/a 85.5%')
+
+
 def test_clear_errors(lab, capsys):
     runs = ['--runs', lab/'runs']
     for args, words in ((['compare', 'own_a', 'own_x', *runs], "no run 'own_x'"), (['compare', 'own_a', 'own_c', *runs], 'own_c has no evaluation yet'), (['compare', 'own_a', 'elsewhere', *runs], 'different puzzles'),
@@ -204,6 +219,19 @@ def test_a_repetition_is_weighed(lab, tmp_path):
     assert not near.identical and near.agrees and near.worst[0] == pytest.approx(1e-6, rel=.01) and 'accuracy at step 6' in near.worst[1]
     (twice/'metrics.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows[:-1]))
     assert not weigh(once, twice).agrees and weigh(once, twice).missing == 1
+
+
+def test_a_number_that_is_not_there_is_no_agreement():
+    then = [dict(step=1, kind='train', loss=.5, accuracy=.1), dict(step=2, kind='train', loss=.4, accuracy=.2)]
+    def told(a, b):
+        worst, missing = deviation(a, b)
+        return Reproduction(('a', 'b'), [], worst, missing, (Score.of([]),) * 2)
+    for last in (dict(loss=math.nan, accuracy=.2), dict(loss=.4), dict(loss=math.inf, accuracy=.2)):
+        other = [then[0], dict(step=2, kind='train') | last]
+        assert told(other, other).identical
+        for pair in ((then, other), (other, then)): assert told(*pair).worst[0] == math.inf and 'do not agree' in told(*pair).verdict()
+    assert [told(*pair).missing for pair in ((then, then[:1]), (then[:1], then), (then, then))] == [1, 1, 0]
+    assert told(then, [then[0], then[0] | dict(step=3)]).missing == 2
 
 
 @pytest.mark.slow
@@ -314,6 +342,32 @@ def test_spread_and_critical_batch_by_hand():
     groups = pd.DataFrame(dict(batch_size=[64, 16, 32], accuracy=[.70, .85, .85], puzzles=1000))
     assert critical_batch(groups) == 32
     assert critical_batch(groups.assign(puzzles=10)) == 64  # ten puzzles tell nothing apart
+
+
+def member(experiment, accuracy, family='exp06', budget='full', batch_size=768, train=1000, **varied):
+    "An experiment as `by_experiment` has it."
+    low, high = map(float, wilson(accuracy * 8192, 8192))
+    return dict(experiment=experiment, family=family, budget=budget, label='', finished=True, accuracy=accuracy, low=low, high=high, puzzles=8192., train_seconds=100., depth=18., H_cycles=3, L_layers=2, batch_size=batch_size,
+                varied={k.replace('__', '.'): v for k, v in varied.items()}, **{'dataset.train': train})
+
+
+def test_answers_are_of_what_varies_alone():
+    "What else a report holds changes nothing; a family that varies more than the setting says nothing of it."
+    batches = [member(f'exp06_{b}', .85, batch_size=b, learn__batch_size=b, learn__lr=b * 1e-7) for b in (384, 768, 1536)]
+    few = [member(f'exp04a_{n}', a, 'exp04a', train=n, dataset__train=n) for n, a in ((100, .5), (500, .9))]
+    others = [member('few', .10, 'own', train=64, dataset__train=64), member('narrow', .2, 'exp01', batch_size=384, model__hidden_size=64), member('exp06_small', .1, budget='smoke', batch_size=96, learn__batch_size=96)]
+    said = lambda rows: [s for s in answers(pd.DataFrame(rows)) if s.startswith(('Critical', 'Training'))]
+    batch, = said(batches)
+    assert batch == 'Critical batch (exp06, full): no accuracy is surely lost up to a batch of 1,536, the largest that was tried.'
+    puzzles, = said(few)
+    assert puzzles.startswith('Training puzzles (exp04a, full): 85% was reached with 500; the line')
+    assert said([*batches, *few, *others]) == [puzzles, batch] and said(others) == []
+    base = member('baseline', .84, 'baseline', train=1000)
+    assert said([few[0], base]) == ['Training puzzles (exp04a, full): 85% was not reached.']
+    same = [*few, member('exp04a_1000', .95, 'exp04a', dataset__train=1000)]
+    assert said([*same, base]) == said(same)
+    both = [member(f'x{b}{r}', .8, 'x', batch_size=b, learn__batch_size=b, learn__lr=r) for b in (8, 16) for r in (1e-3, 1e-4)]
+    assert said(both) == []  # at each batch two rates: which of them would speak for it?
 
 
 def test_equal_depth_by_hand():

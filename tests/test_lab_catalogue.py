@@ -189,6 +189,10 @@ def test_plan(experiments, tmp_path):
     mine = plan([experiments['baseline']], ms_per_step=file)[0]
     assert mine.ms_per_step == 1000 and mine.hours == pytest.approx(mine.steps / 3600, rel=0.1)
 
+def test_plan_counts_the_puzzles_that_are_tested(experiments):
+    hours = [plan([experiments['baseline']], extra=[f'evaluate.max_puzzles={n}'] if n else [])[0].hours for n in (1, 64, 8192, 10**6, None)]
+    assert hours[0] < hours[1] < hours[2] == hours[3] == hours[4]
+
 def test_plan_command(here, capsys):
     "Seeds and GPUs count, measured rates are taken, and what does not fit is refused."
     def told(*args):

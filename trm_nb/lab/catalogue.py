@@ -448,10 +448,10 @@ class Planned:
 
 def _puzzles(e, config):
     "Shape of the puzzles, number of those that are tested, room and name of the dataset."
-    d = e.dataset
-    if d: return PuzzleShape(d.size + 2, d.size**2), d.test, data_bytes(d), data_name(d)
+    d, most = e.dataset, config.evaluate.max_puzzles or math.inf
+    if d: return PuzzleShape(d.size + 2, d.size**2), min(d.test, most), data_bytes(d), data_name(d)
     train, test = read_data(config)
-    return shape_of(train), min(len(test or ()), config.evaluate.max_puzzles or math.inf), 0, config.data.paths[0]
+    return shape_of(train), min(len(test or ()), most), 0, config.data.paths[0]
 
 def _step_ms(name, config, act, rates):
     "Milliseconds of a training step, and what that is taken from."

@@ -26,7 +26,7 @@ from ..explore.draw import draw_grid, look_of
 from . import catalogue
 from .jobs import find_runs
 from .plots import draw_learning
-from .results import difference, read_run, shown
+from .results import difference, paired_difference, read_run, shown
 from ..learn.callbacks import RowLog
 from ..learn.checkpoint import saved_steps
 from ..models.pretrained import load_pretrained, read_metadata
@@ -116,8 +116,8 @@ class Comparison:
 
     @property
     def names(self)->tuple[str, str]:
-        "Of the runs."
-        return tuple(r['run'] for r in self.rows)
+        "Of the runs; their folders where both are called the same."
+        return tuple(r['run' if self.rows[0]['run'] != self.rows[1]['run'] else 'folder'] for r in self.rows)
 
     @property
     def solved(self)->np.ndarray: # bool (n, 2)
@@ -135,7 +135,7 @@ class Comparison:
         "Whether the puzzles tell the two apart."
         a, b = self.solved.mean(0)
         sizes, n = [len(g) for g in self.groups.values()], len(self.solved)
-        low, high = difference(a, n, b, n)
+        low, high = paired_difference(*sizes)
         p = mcnemar(*sizes[1:3])
         return (f'{self.names[0]} solves {a:.1%}, {self.names[1]} {b:.1%} of the same {n:,} puzzles: difference {100 * (a - b):+.1f} points (95%: {100 * low:+.1f} to {100 * high:+.1f}); '
                 + (f'puzzles that only one solves: {sizes[1]:,} and {sizes[2]:,}, ' if sum(sizes[1:3]) else '') + (f'they differ (p = {p:.2g})' if p < .05 else f'they cannot be told apart (p = {p:.2g})'))
@@ -151,7 +151,7 @@ class Comparison:
 
     def curves(self)->Picture:
         "Loss and test accuracy of both."
-        return draw_learning({r['run']: [(r['batch_size'], RowLog(Path(r['folder'])/'metrics.jsonl').rows())] for r in self.rows})
+        return draw_learning({name: [(r['batch_size'], RowLog(Path(r['folder'])/'metrics.jsonl').rows())] for name, r in zip(self.names, self.rows)})
 
     def draw(self,
         only:int, # 0: the first run's alone, 1: the second's alone
@@ -194,6 +194,7 @@ def compare(
 )->Comparison:
     "Set two runs side by side; `UserError` where they were tested on different puzzles."
     folders = Path(a), Path(b)
+    if folders[0].resolve() == folders[1].resolve(): raise UserError(f'{a} twice: name two runs')
     configs, rows = [config_of(f) for f in folders], tuple(read_run(f) for f in folders)
     empty = next((r['run'] for r in rows if r.get('accuracy') is None), None)
     if empty: raise UserError(f'{empty} has no evaluation yet: trm runs says how far it is')
@@ -274,7 +275,10 @@ class Reproduction:
         chance = ' to '.join(f'{100 * x:+.2f}' for x in self.within)
         return f'the figures {"agree within what chance allows" if self.agrees else "do not agree"}: {gap}{rows}; difference of the last accuracy, 95%: {chance} points'
 
-def _deviation(a, b): return abs(a - b) / max(abs(a), abs(b), 1e-12)
+def _deviation(a, b):
+    "Relative; infinite where only one is a finite number, or there at all."
+    if a == b or (a != a and b != b): return 0.
+    return abs(a - b) / max(abs(a), abs(b), 1e-12) if None not in (a, b) and math.isfinite(a) and math.isfinite(b) else math.inf
 
 def _numbers(row): return {k: v for k, v in row.items() if k != 'step' and isinstance(v, (int, float)) and not isinstance(v, bool)}
 
@@ -288,9 +292,9 @@ def deviation(
     now:list[dict], # the same of the repetition
 )->tuple[tuple[float, str], int]: # largest relative deviation and where it is, rows without a counterpart
     "How far two logs are from each other."
-    pairs = list(_pairs(then, now))
-    all_ = [(_deviation(a[k], b.get(k, math.inf)), f"{k} at step {a['step']}") for a, b in pairs for k in _numbers(a)]
-    return max(all_, key=lambda d: d[0], default=(0., '')), len(then) + len(now) - 2 * len(pairs)
+    a, b = ({(r['step'], r['kind']): _numbers(r) for r in rows} for rows in (then, now))
+    all_ = [(_deviation(x.get(k), y.get(k)), f'{k} at step {at[0]}') for at in a | b for x, y in [(a.get(at, {}), b.get(at, {}))] for k in x | y]
+    return max(all_, key=lambda d: d[0], default=(0., '')), len(a.keys() ^ b.keys())
 
 # %% ../../nbs/08_lab/08_compare.ipynb #c016
 def _build(folder, config):

@@ -162,7 +162,24 @@ def save_picture(
 # %% ../../nbs/08_lab/09_report.ipynb #c018
 def _stands(r): return f'{r["experiment"]} ({r["accuracy"]:.1%} at step {r["evaluated_at"]:,.0f} of {r["steps"]:,.0f})'
 
-def _varies(groups, column): return column in groups and groups[column].nunique() > 1
+_GOES_WITH = {'learn.batch_size': {'learn.lr'}} # the rate follows the batch
+
+def _alone(groups, key, column):
+    "For each family and budget the experiments that vary one setting alone, the base among them; at least two, of different values."
+    own = groups[[key in v and set(v) <= {key, *_GOES_WITH.get(key, ())} for v in groups.varied]]
+    base = groups[~groups.varied.map(bool) & (groups.family == groups.experiment)]
+    for (family, budget), rows in own.groupby(['family', 'budget'], sort=False):
+        rows = pd.concat([rows, base[(base.budget == budget) & ~base[column].isin(rows[column])]])
+        if len(rows) > 1 and rows[column].is_unique: yield rows, f' ({", ".join(filter(None, (family, budget)))})'
+
+def _enough(rows, of, target):
+    "How few puzzles are enough, in a sentence."
+    return f'Training puzzles{of}: {smallest(rows["dataset.train"], rows.accuracy, rows.low, target)}.'
+
+def _batch(rows, of):
+    "The critical batch in a sentence."
+    most = critical_batch(rows)
+    return f'Critical batch{of}: no accuracy is surely lost up to a batch of {most:,.0f}' + (', the largest that was tried.' if most == rows.batch_size.max() else '.')
 
 def answers(
     groups:pd.DataFrame, # experiments
@@ -177,8 +194,8 @@ def answers(
     ties = groups[(groups.high >= best.low) & (groups.experiment != best.experiment)].experiment
     if len(ties): said.append(f'Its interval overlaps with {", ".join(ties)}: these figures do not tell them apart.')
     if groups.train_seconds.notna().sum() > 1: said.append(f'On the frontier of accuracy and training time: {", ".join(groups.experiment[pareto(groups.train_seconds, groups.accuracy)])}.')
-    if _varies(groups, 'dataset.train'): said.append(f'Training puzzles: {smallest(groups["dataset.train"], groups.accuracy, groups.low, target)}.')
-    if _varies(groups, 'batch_size'): said.append(f'Critical batch: no accuracy is surely lost up to a batch of {critical_batch(groups):,.0f}' + (', the largest that was tried.' if critical_batch(groups) == groups.batch_size.max() else '.'))
+    said += [_enough(*found, target) for found in _alone(groups, 'dataset.train', 'dataset.train')]
+    said += [_batch(*found) for found in _alone(groups, 'learn.batch_size', 'batch_size')]
     if len(pairs := at_equal_depth(groups)): said.append(_cycles(pairs))
     return said
 

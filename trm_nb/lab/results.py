@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['training_flops', 'reached', 'short', 'shown', 'read_run', 'read_runs', 'spread', 'called', 'by_experiment', 'pareto',
-           'Smallest', 'smallest', 'difference', 'critical_batch', 'at_equal_depth', 'efficiency', 'against_hypotheses']
+           'Smallest', 'smallest', 'difference', 'paired_difference', 'critical_batch', 'at_equal_depth', 'efficiency',
+           'against_hypotheses']
 
 # %% ../../nbs/08_lab/06_results.ipynb #c002
 import json, math
@@ -256,6 +257,25 @@ def difference(
     "95% interval of a - b."
     (la, ha), (lb, hb), d = wilson(a * n, n), wilson(b * m, m), a - b
     return float(d - np.hypot(a - la, hb - b)), float(d + np.hypot(ha - a, b - lb))
+
+def _phi(both, only_a, only_b, neither):
+    "Correlation of two that meet the same puzzles, corrected for continuity."
+    n, cross = both + only_a + only_b + neither, both * neither - only_a * only_b
+    margins = math.sqrt((both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither))
+    return (max(cross - n / 2, 0) if cross > 0 else cross) / margins if margins else 0.
+
+def paired_difference(
+    both:int, # puzzles that both solve
+    only_a:int, # puzzles that the first alone solves
+    only_b:int, # puzzles that the second alone solves
+    neither:int, # puzzles that none solves
+)->tuple[float, float]:
+    "95% interval of the first's rate minus the second's, on the same puzzles (Newcombe 1998, Statist. Med. 17:2635, method 10)."
+    n, phi = both + only_a + only_b + neither, _phi(both, only_a, only_b, neither)
+    a, b, d = (both + only_a) / n, (both + only_b) / n, (only_a - only_b) / n
+    (la, ha), (lb, hb) = wilson(a * n, n), wilson(b * n, n)
+    arm = lambda x, y: math.sqrt(max(0., x * x - 2 * phi * x * y + y * y))
+    return d - arm(a - la, hb - b), d + arm(ha - a, b - lb)
 
 def critical_batch(
     groups:pd.DataFrame, # experiments with different batches
