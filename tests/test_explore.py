@@ -11,6 +11,7 @@ from trm_nb.data.basics import MissingExtra, UserError
 from trm_nb.data.format import PUZZLES, Puzzle
 from trm_nb.evaluate.figures import COLOURS, Picture
 from trm_nb.explore import analyse, movie, probe
+from trm_nb.explore.plots import draw_accuracy
 from trm_nb.explore.draw import LOOKS, Look, draw_curves, draw_film, draw_grid, draw_halting, grid_text, look_of, marks
 from trm_nb.explore import record as recording_module
 from trm_nb.explore.solver import Solver, several, solve_command
@@ -523,6 +524,38 @@ def test_influence(model):
     every = probe.influence(model, puzzles(3)[2] - 1, batch_size=5).numbers
     assert every.effect[every.patched == 6].tolist() == pytest.approx(effect, abs=1e-4) and len(every) == 256
     assert probe.distances(Puzzle('p', (2, 3), 3))[0].tolist() == [0, 1, 2, 1, 2, 3]
+
+
+def test_influence_says_what_is_wrong(model):
+    grid = puzzles(3)[2] - 1
+    for wrong, says in ((dict(cell=(9, 9)), 'rows go to 3, columns to 3'), (dict(cell=1, after=0), 'at least 1 ACT step'), (dict(cell=1, step=-1), 'at least 0')):
+        with pytest.raises(UserError, match=says): probe.influence(model, grid, **wrong)
+    fresh = probe.influence(model, grid, 6, step=0).numbers          # set back where it is already: nobody feels it
+    assert fresh.effect.max() == pytest.approx(0, abs=1e-6) and '(step 0, 1 later)' in probe.influence(model, grid, 6, step=0).text
+    with pytest.raises(UserError, match="latent 'z_X'"): probe.landscape(model, grid, latent='z_X')
+    with pytest.raises(UserError, match='at least 1'): probe.landscape(model, grid, step=0)
+
+
+def test_a_row_that_is_not_there():
+    act = build_model(dict(name='trm', hidden_size=16, num_heads=2, puzzle_emb_ndim=16, puzzle_emb_len=1, halt_max_steps=2), PuzzleShape(6, 16, 3))
+    solver = Solver(act, PUZZLES['sudoku-4x4'])
+    assert len(solver.solve(TEXT, identifier=2, early_exit=False).q_halt) == 2
+    for look in (solver.solve, solver.trace, lambda p, **o: next(solver.trace_steps(p, **o))):
+        for row in (3, -1):
+            with pytest.raises(UserError, match=f'puzzle identifier {row}: this model has 3'): look(TEXT, identifier=row)
+
+
+def test_cells_without_a_solution_do_not_count(model):
+    "As in accuracy: tokens 0 of a solution are padding."
+    part = np.where(np.arange(16) < 4, SOLUTION, 0)
+    answers = np.stack([np.where(np.isin(np.arange(16), (1, 9)), 2, SOLUTION)] * 2)
+    film = draw_film(answers, LOOKS['sudoku-4x4'], solution=part, q_halt=[-1, -1])
+    assert [t.get_text() for ax in film.axes for t in ax.texts] == ['q_halt −1.0 · 1 wrong'] * 2
+    trace = model.trace(list(puzzles(3) - 1), [TEXT] * 3)
+    whole, some = trace, replace(trace, solution=np.where(np.arange(16) < 4, trace.solution, 0))
+    cells = lambda t: next(l for l in draw_accuracy(t).axes[0].lines if l.get_label() == 'cells').get_ydata()
+    assert cells(whole) == pytest.approx(100 * (trace.answers == SOLUTION).mean((0, 2)), abs=1e-4)
+    assert cells(some) == pytest.approx(100 * (trace.answers == SOLUTION)[..., :4].mean((0, 2)), abs=1e-4)
 
 
 def test_freeze(model):

@@ -21,8 +21,8 @@ from ..data.format import Puzzle
 from ..data.sudoku import solve
 from .draw import Look
 from .player import SMALL
-from .probe import influence
-from .record import Frame, recording
+from .probe import patched_effects
+from .record import Frame, one_batch, recording
 from .solver import Solver, several
 from .trace import Trace
 from ..models.act import ACT
@@ -236,8 +236,8 @@ def patch_effect(
     settings:RunSettings, # of the run
 )->np.ndarray: # uint8 (cell,), the largest 255
     "How much every other cell feels it an ACT step later when a cell's latents are set back to their start."
-    with altered(solver.act, settings): found = influence(solver, solver.puzzle.to_grid(entry.tokens), cell, step).numbers
-    effect = found.effect.to_numpy().copy()
+    batch = one_batch(entry.tokens, solver.device, settings.identifier)
+    with altered(solver.act, settings): effect = patched_effects(solver, batch, np.array([cell]), step)[0]
     effect[cell] = 0
     return _bytes(effect)
 

@@ -251,7 +251,7 @@ def draw_film(
     picture, axes = _sheet(len(chosen), look.shape, columns)
     for ax, s in zip(axes, chosen):
         draw_grid(answers[s], look, given, answers[s - 1] if s else None, solution, pick(confidence, s), f'step {s + 1}', ax)
-        _below(ax, pick(q_halt, s), None if solution is None else int((answers[s] != np.ravel(solution)).sum()))
+        _below(ax, pick(q_halt, s), None if solution is None else int(((answers[s] != np.ravel(solution)) & (np.ravel(solution) != 0)).sum()))
     handles = _key(look, max(chosen) > 0 and confidence is None, solution is not None, confidence is not None)
     picture.legend(handles=handles, loc='outside lower center', ncols=4, frameon=False, fontsize=8, labelcolor=COLOURS['soft'], handlelength=1.2, handleheight=1.1)
     return picture

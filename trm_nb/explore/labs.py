@@ -86,6 +86,9 @@ class _Working(_Lab):
 
 def _given(solver, puzzles, solutions, most):
     "Tokens (n, L) of puzzles and their solutions."
+    rows = getattr(getattr(puzzles, 'merged', puzzles), 'puzzle_identifiers', None)
+    if solver.act.settings.puzzle_emb_ndim and rows is not None and np.any(rows):
+        raise UserError('these puzzles have rows of their own in the puzzle table, here they would all get the blank one: take solver.trace(puzzle, identifier=ROW), or trm eval')
     entries = list_puzzles(solver.puzzle, puzzles, solutions, most)
     if any(e.solution is None for e in entries): raise UserError('this needs solutions: give them beside the puzzles')
     return np.stack([e.tokens for e in entries]), np.stack([e.solution for e in entries])

@@ -212,7 +212,7 @@ def draw_accuracy(
     ax, result = canvas(ax, 4.2, 2.6)
     ax.fill_between(steps, 100 * low, 100 * high, color=COLOURS['answer'], alpha=.15, lw=0)
     ax.plot(steps, 100 * right.mean(0), color=COLOURS['answer'], marker='o', ms=3.5, label='puzzles')
-    ax.plot(steps, 100 * (1 - trace.wrong.mean((0, 2))), color=CYCLE[2], ls='--', label='cells')
+    ax.plot(steps, 100 * (1 - trace.wrong.sum((0, 2)) / (trace.solution != 0).sum()), color=CYCLE[2], ls='--', label='cells')
     ax.plot([at.mean() + 1], [100 * right[np.arange(len(right)), at].mean()], marker='D', ms=6, color=COLOURS['wrong'], lw=0, label='puzzles, own halting')
     ax.legend(fontsize=8, frameon=False, labelcolor=COLOURS['soft'], loc='lower right')
     tidy(ax, xlabel='ACT step', ylabel='right, %', ylim=(-3, 103))

@@ -22,6 +22,8 @@ from ..models.act import ACT, Outputs, ponder
 from ..models.layers import Attention, Stack, SwiGLU, rotate
 
 # %% ../../nbs/04_explore/025_record.ipynb #c005
+def _double(x): return (x.cpu() if x.device.type == 'mps' else x).double() # MPS has no float64
+
 class Moments:
     "Sums over latents that principal components are computed from."
     def __init__(self): self.count, self.sum, self.products, self.reach, self.waiting = 0, 0., 0., 0., []
@@ -37,8 +39,8 @@ class Moments:
         if not self.waiting: return
         x, self.waiting = torch.cat(self.waiting), []
         self.count += len(x)
-        self.sum = self.sum + x.sum(0).double()
-        self.products = self.products + (x.T @ x).double()
+        self.sum = self.sum + _double(x.sum(0))
+        self.products = self.products + _double(x.T @ x)
         self.reach = max(self.reach, float(x.square().sum(1).max()) ** .5)
 
     def basis(self,
@@ -67,12 +69,18 @@ def attention_weights(
     k = k.repeat_interleave(attention.heads // attention.kv_heads, 2)
     return (torch.einsum('bqhd,bkhd->bhqk', q.float(), k.float()) * attention.head_dim ** -.5).softmax(-1)
 
+def _through_norm(slopes, h, eps):
+    "Derivatives (n, inner, S) of h (n, inner), after a norm of h."
+    r = (h.square().mean(-1, keepdim=True) + eps).rsqrt()
+    return r[:, :, None] * slopes - (r ** 3 * h)[:, :, None] * (h[:, None] @ slopes) / h.shape[-1]
+
 def _slopes(layer, x):
     "Squared derivatives (S, S) of a SwiGLU's outputs by its inputs, summed over the rows of x (n, S)."
     gate, up = layer.gate_up_proj(x).chunk(2, -1)
     w_gate, w_up = layer.gate_up_proj.weight.chunk(2)
     s = torch.sigmoid(gate)
     inner = (up * s * (1 + gate * (1 - s)))[:, :, None] * w_gate + (gate * s)[:, :, None] * w_up   # (n, inner, S)
+    if layer.norm_eps is not None: inner = _through_norm(inner, gate * s * up, layer.norm_eps)
     return (layer.down_proj.weight @ inner).square().sum(0)
 
 def mixer_slopes(

@@ -136,9 +136,14 @@ class Solver:
         "Where the model is."
         return self.act.inner.lm_head.weight.device
 
+    def _check_row(self, identifier):
+        rows = self.act.shape.num_puzzle_identifiers
+        if self.act.settings.puzzle_emb_ndim and not 0 <= identifier < rows: raise UserError(f'puzzle identifier {identifier}: this model has {rows}')
+
     @torch.inference_mode()
     def _found(self, tokens, steps, stop, identifier, width, compute, watch=None):
         "Arrays of what `solve_until` finds for puzzles (n, L), of several rollouts the chosen one, and how many rules each answer breaks, where they are known."
+        self._check_row(identifier)
         batch, k = one_batch(np.repeat(tokens, compute.rollouts, 0), self.device, identifier), compute.rollouts
         noise, forms = Noise(compute) if k > 1 else None, Forms(compute, self.puzzle.symmetry, torch.arange(len(batch['inputs']), device=self.device))
         with accelerated(self.act, self.compile): found = solve_until(self.act, forms.turn(batch['inputs']), batch['puzzle_identifiers'], width, steps, stop, watch, noise)
@@ -216,6 +221,7 @@ class Solver:
         **options, # of `recording`: like, cells, states, probabilities, mixing, blocks, batch_size, components, ratings
     )->Trace:
         "Solve, and keep what happened at every step and every update."
+        self._check_row(identifier)
         return record(self.act, self.tokens(puzzle), self.look, self.tokens(solution), steps, identifier, progress, on_frame, puzzle=self.puzzle.name, source=self.source, **options)
 
     def trace_steps(self,
@@ -226,6 +232,7 @@ class Solver:
         **options, # of `recording`
     )->Iterator[Frame]:
         "The same as it happens: a frame after every ACT step. To cancel, stop iterating."
+        self._check_row(identifier)
         return recording(self.act, self.tokens(puzzle), self.look, self.tokens(solution), steps, identifier, puzzle=self.puzzle.name, source=self.source, **options)
 
     def answer_of(self,
