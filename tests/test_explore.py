@@ -545,6 +545,14 @@ def test_a_row_that_is_not_there():
             with pytest.raises(UserError, match=f'puzzle identifier {row}: this model has 3'): look(TEXT, identifier=row)
 
 
+def test_traces_of_other_components_are_not_joined(model):
+    first, second = puzzles(3)[1] - 1, puzzles(3)[2] - 1
+    one = model.trace(first, TEXT)
+    with pytest.raises(UserError, match='components of their own.*like='): Trace.join([one, model.trace(second, TEXT)])
+    both = Trace.join([one, model.trace(second, TEXT, like=one)])
+    assert both.answers.shape[0] == 2 and np.array_equal(both.path[0], one.path)
+
+
 def test_cells_without_a_solution_do_not_count(model):
     "As in accuracy: tokens 0 of a solution are padding."
     part = np.where(np.arange(16) < 4, SOLUTION, 0)

@@ -28,6 +28,16 @@ def test_another_process_knows_what_is_there(tmp_path):
     assert Copies(run, f'file://{store}').update() == 3 and mirrored(store) == ['step_20', 'step_30']
     assert Copies(run, f'file://{tmp_path}/other').update() == 6 and mirrored(tmp_path/'other') == ['step_20', 'step_30']  # another store has nothing yet
 
+def test_a_renamed_run_is_sent_anew(tmp_path):
+    "Under its new name it has nothing yet; what lies under the old one is left alone."
+    run, url = tmp_path/'old', f'file://{tmp_path}/store'
+    save(run, 10)
+    Copies(run, url).update()
+    run = run.rename(tmp_path/'new')
+    save(run, 20)
+    assert Copies(run, url).update() == 6 and Copies(run, url).update() == 0
+    assert [(p.parent.name, sorted(s.name for s in p.glob('step_*'))) for p in sorted((tmp_path/'store').glob('*/checkpoints'))] == [('new', ['step_10', 'step_20']), ('old', ['step_10'])]
+
 def test_only_what_was_sent_is_removed(tmp_path):
     "A run that begins on an empty machine takes nothing out of a store that others filled."
     store = tmp_path/'store'

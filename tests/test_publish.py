@@ -25,10 +25,10 @@ from trm_nb.models.act import PuzzleShape
 from trm_nb.models.zoo import build_model
 from trm_nb.publish import pipeline
 from trm_nb.publish.auto import AutoPublish, wanted
-from trm_nb.publish.cards import check_card, model_card, read_subject
-from trm_nb.publish.hub import PublishSettings, publish, publish_dataset, publish_model, requirements, tags_of
+from trm_nb.publish.cards import check_card, model_card, read_subject, result_rows
+from trm_nb.publish.hub import PublishSettings, dataset_files, model_files, publish, publish_dataset, publish_model, requirements, select, tags_of, without_places
 from trm_nb.publish.pipeline import State, dry_run, ranks_of, read_pipeline, run_pipeline, write_template
-from trm_nb.publish.space import space_files, write_folder
+from trm_nb.publish.space import about, space_files, write_folder
 from trm_nb.run import prepare, work
 
 pytestmark = pytest.mark.filterwarnings('ignore:Use .content')      # of huggingface_hub's own making
@@ -143,6 +143,20 @@ def test_public_and_existing(hub, run):
     publish_model(run, 'me/open')
     assert len(hub.repo('me/open').messages) == commits       # nothing new, no commit
     with pytest.raises(UserError, match='there is no me/none'): publish_model(run, 'me/none', PublishSettings(create=False))
+
+
+def test_what_an_older_state_left_goes(hub, run, tmp_path):
+    "Config, curves and code of another run do not stay beside weights that have none; whatever else is there does."
+    publish({'notes.md': b'mine', 'trm_nb/mine.py': b'mine'}, 'me/tiny')
+    publish_model(run, 'me/tiny', code=True)
+    assert {'config.yaml', 'curves.png', 'trm_nb/cli.py'} <= set(hub.repo('me/tiny').files)
+    shutil.copytree(run/'checkpoints/step_100', tmp_path/'alone')
+    publish_model(tmp_path/'alone', 'me/tiny', PublishSettings(ignore=['README.md', '*.png']))
+    there = set(hub.repo('me/tiny').files)
+    assert not {'config.yaml', 'trm_nb/cli.py'} & there and {'notes.md', 'trm_nb/mine.py', 'README.md', 'curves.png'} <= there      # a file that was left out on purpose stays
+    assert str(publish_model(tmp_path/'alone', 'me/tiny')).endswith(', 1 of an older state removed') and 'curves.png' not in hub.repo('me/tiny').files
+    publish_model(tmp_path/'alone', 'me/new')
+    assert 'model.safetensors' in hub.repo('me/new').files
 
 
 # what breaks
@@ -284,11 +298,39 @@ def test_options(hub, run, data, tmp_path, monkeypatch):
     assert not [f for f in repo.files if f.endswith('.npy')] and repo.files['docs/notes.txt'] == b'notes' and b'# Mine' in repo.files['README.md'] and repo.messages[-1] == 'All of it' and not repo.private
     assert said('publish', 'dataset', str(data), 'me/x', '--card', 'none.md')[2] == 'trm: the card none.md cannot be read (No such file or directory)\n'
     assert 'no YAML' in said('publish', 'dataset', str(data), 'me/x', '--card', 'notes.txt')[2]
+    (tmp_path/'binary.md').write_bytes(b'\xff\xfe\x00')
+    for kind, source in (('dataset', data), ('model', run), ('space', run)):
+        for card, wrong in (('none.md', 'cannot be read (No such file or directory)'), ('binary.md', 'is not UTF-8')):
+            assert said('publish', kind, str(source), 'me/x', '--card', card, '--dry-run') == (2, '', f'trm: the card {card} {wrong}\n')
     assert "is no repository: write user/name" in said('publish', 'model', str(run), 'tiny')[2]
     assert 'set HUGGINGFACE_MODEL_REPO' in said('publish', 'model', str(run))[2]
     assert 'is not a dataset folder' in said('publish', 'dataset', 'nowhere', 'me/x')[2]
     assert said('publish', 'model', str(run), 'me/x', '--include', '*.safetensors', '--include', 'metadata.json')[0] == 0
     assert set(hub.repo('me/x').files) == {'.gitattributes', 'model.safetensors', 'metadata.json'}
+
+
+@pytest.mark.parametrize('name', ['.env', '.env.local', 'prod.env'])
+def test_no_environment_file(hub, run, tmp_path, name):
+    "Neither named itself, nor under another name, nor found in a folder."
+    (tmp_path/name).write_text('WANDB_API_KEY=abc')
+    (tmp_path/'link').symlink_to(name)
+    for extra in (name, f'notes.txt={name}', f'a/{name}=link', 'link'):
+        code, out, err = said('publish', 'model', str(run), 'me/tiny', '--extra', extra)
+        assert (code, out) == (2, '') and re.fullmatch(r'trm: .* is an environment file, which is never published\n', err), err
+    assert not hub.log and list(select({'a': b'', name: b'', f'b/{name}': b''}, PublishSettings())) == ['a']
+
+
+def test_places_stay_here(hub, run, data, tmp_path):
+    "Neither paths of this machine nor the mirror's address, whatever a file spells them like."
+    assert without_places(dict(a='file:///home/jane/secret/runs', b='~/secret/y', c='~jane/secret/z', d='~5 cells/s', e='hub:me/x')) == dict(a='runs', b='y', c='z', d='~5 cells/s', e='hub:me/x')
+    settings = yaml.safe_load((run/'config.yaml').read_text())
+    (run/'config.yaml').write_text(yaml.safe_dump(settings | dict(run=dict(mirror='gs://secret/runs'))))
+    assert yaml.safe_load(model_files(read_subject(run), 'me/tiny')['config.yaml']) == settings | dict(runs='runs', data=dict(path=data.name), run={})
+    folder = shutil.copytree(data, tmp_path/'built')
+    write_json(folder/'built.json', dict(source=str(tmp_path/'jane'), train=40))
+    assert json.loads(dataset_files(folder, 'me/x')['built.json']) == dict(source='jane', train=40)
+    (folder/'built.json').write_text('{')
+    with pytest.raises(UserError, match='built.json is not JSON'): dataset_files(folder, 'me/x')
 
 
 def test_secrets_stay_here(hub, thing, tmp_path, capfd):
@@ -388,6 +430,14 @@ def test_card_of_other_models(tmp_path):
     card = check_card(model_card(read_subject(tmp_path/'step_5'), 'me/arc'))
     for part in ('ARC-AGI', 'Hierarchical Reasoning Model', 'were not evaluated', '2 are in the training set', 'puzzle identifiers', 'example.json'): assert part in card, part
     assert 'model-index' not in card and validate(card, 'model') == ([], []) and tags_of(read_subject(tmp_path/'step_5')) == ['step-5']
+
+
+def test_votes_are_not_over_copies(run):
+    "pass@k is a share of tasks; what was counted are their augmented copies."
+    subject = read_subject(run)
+    subject.rows = [dict(kind='eval', step=100, exact_accuracy=.3, accuracy=.8, puzzles=368150, **{'pass@1': .4, 'pass@2': .45})]
+    assert [r[2:4] for r in result_rows(subject) if r[0].startswith('pass@')] == [('', ''), ('', '')] and result_rows(subject)[0][2:4] == ('29.9% to 30.1%', '368,150')
+    assert about(subject).endswith(' Of the test tasks it solves 40.0% (pass@1).') and '368,150' not in about(subject)
 
 
 def test_figures_of_other_weights_are_not_told(run):

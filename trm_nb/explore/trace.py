@@ -236,10 +236,13 @@ def drop(
     "The same without some of its arrays."
     return replace(trace, **{k: None for k in names})
 
+def _bases(trace): return [b and (b.mean.tobytes(), b.components.tobytes(), b.scale.tobytes()) for b in (trace.path_basis, trace.cell_basis)]
+
 def join_traces(
     traces:list[Trace], # of one model, with the same arrays
 )->Trace:
-    "One trace of all their puzzles."
+    "One trace of all their puzzles; `UserError` where their components differ, so that places on them cannot stand side by side."
+    if any(_bases(t) != _bases(traces[0]) for t in traces): raise UserError('these traces were recorded with components of their own: record the puzzles together, or with like=TRACE')
     first, whole = traces[0], lambda t, k: getattr(t, k) if t.many else getattr(t, k)[None]
     return replace(first, **{k: np.concatenate([whole(t, k) for t in traces]) for k in AXES if getattr(first, k) is not None})
 

@@ -147,11 +147,13 @@ def result_rows(
     subject:Subject, # what was evaluated
 )->list[tuple]:
     "A row of the results' table for each share: name, value, 95% interval, puzzles, ACT steps."
-    e, n = subject.evaluation, subject.evaluation.get('puzzles')
+    e = subject.evaluation
+    count = lambda k: 0 if '@' in k else e.get('puzzles') # votes are over tasks, and these are their copies
     def interval(k, v):
+        n = count(k)
         if not n or k == 'accuracy': return ''
         return '{:.1%} to {:.1%}'.format(*wilson(round(v * n), n)[-2:])
-    return [(metric_name(k), f'{v:.1%}', interval(k, v), f'{n:,}' if n else '', _act_steps(subject, k)) for k, v in shares(e).items()]
+    return [(metric_name(k), f'{v:.1%}', interval(k, v), f'{count(k):,}' if count(k) else '', _act_steps(subject, k)) for k, v in shares(e).items()]
 
 # %% ../../nbs/06_publish/01_cards.ipynb #c016
 def skeleton(

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['Files', 'WAITS', 'Private', 'Create', 'Dry', 'Include', 'Ignore', 'Extra', 'Card', 'License', 'Message', 'size_of',
            'size_text', 'PublishSettings', 'select', 'need_token', 'refuse_secrets', 'check_repo', 'attempt',
-           'Published', 'move_tag', 'publish', 'listing', 'plan_text', 'csv_bytes', 'jsonl_bytes', 'dataset_files',
-           'without_places', 'code_files', 'requirements', 'tags_of', 'as_json', 'weights_files', 'model_files',
-           'publish_dataset', 'publish_model', 'options', 'publish_dataset_command', 'publish_model_command']
+           'Published', 'move_tag', 'publish', 'listing', 'plan_text', 'csv_bytes', 'jsonl_bytes', 'card_bytes',
+           'dataset_files', 'without_places', 'code_files', 'requirements', 'tags_of', 'as_json', 'weights_files',
+           'passing_files', 'model_files', 'publish_dataset', 'publish_model', 'options', 'publish_dataset_command',
+           'publish_model_command']
 
 # %% ../../nbs/06_publish/02_hub.ipynb #c002
-import csv, io, json, sys, time
+import csv, io, json, re, sys, time
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from importlib import metadata as installed, resources
@@ -56,18 +57,23 @@ class PublishSettings(Settings):
 
 def _matches(path, patterns): return any(fnmatch(path, p) or fnmatch(path.rsplit('/', 1)[-1], p) for p in patterns)
 
+_ENVIRONMENT = ['.env', '.env.*', '*.env']
+
+def _wanted(path, settings): return (not settings.include or _matches(path, settings.include)) and not _matches(path, settings.ignore + _ENVIRONMENT)
+
 def _further(extra):
     missing = next((f for f in extra.values() if not Path(f).is_file()), None)
     if missing: raise UserError(f'there is no file {missing} to publish')
+    private = next((f for pair in extra.items() for f in (*pair, Path(pair[1]).resolve().name) if _matches(f, _ENVIRONMENT)), None)
+    if private: raise UserError(f'{private} is an environment file, which is never published')
     return {path: Path(file) for path, file in extra.items()}
 
 def select(
     files:Files, # all that could be published
     settings:PublishSettings, # patterns, further files
 )->Files:
-    "What is to be published; an environment file never is."
-    kept = {p: c for p, c in files.items() if (not settings.include or _matches(p, settings.include)) and not _matches(p, [*settings.ignore, '.env', '*.env'])}
-    kept |= _further(settings.extra)
+    "What is to be published; an environment file never is, and naming one is a `UserError`."
+    kept = {p: c for p, c in files.items() if _wanted(p, settings)} | _further(settings.extra)
     if not kept: raise UserError('nothing is left to publish: look at --include and --ignore')
     return dict(sorted(kept.items(), key=lambda kv: (kv[0] != 'README.md', '/' in kv[0], kv[0])))
 
@@ -133,14 +139,22 @@ class Published:
     files:list[str]=field(default_factory=list) # paths in the repository
     size:int=0 # bytes of all files
     tags:list[str]=field(default_factory=list) # names of this state
+    removed:list[str]=field(default_factory=list) # what an older state had left
 
     def __str__(self):
         named = f", tagged {' and '.join(self.tags)}" if self.tags else ''
-        return f'published {self.url} at {self.commit[:8]}: {len(self.files)} files, {size_text(self.size)}{named}'
+        gone = f', {len(self.removed)} of an older state removed' if self.removed else ''
+        return f'published {self.url} at {self.commit[:8]}: {len(self.files)} files, {size_text(self.size)}{named}{gone}'
 
-def _operations(files):
-    from huggingface_hub import CommitOperationAdd
-    return [CommitOperationAdd(path, content if isinstance(content, bytes) else str(content)) for path, content in files.items()]
+def _operations(files, stale):
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+    return [CommitOperationAdd(path, content if isinstance(content, bytes) else str(content)) for path, content in files.items()] + [CommitOperationDelete(path, is_folder=False) for path in stale]
+
+def _stale(api, repo, kind, files, settings, passing):
+    "What an older state has left; a file that the patterns leave out is none."
+    asked = [p for p in passing if p not in files and _wanted(p, settings)]
+    there = attempt(lambda: api.list_repo_files(repo, repo_type=kind), repo) if asked else []
+    return [p for p in asked if p in there]
 
 def move_tag(
     api, # huggingface_hub.HfApi
@@ -169,16 +183,18 @@ def publish(
     settings:PublishSettings=PublishSettings(), # how
     message:str='Publish', # of the commit, where settings have none
     tags:list[str]=(), # names of the new state
+    passing:list[str]=(), # files of ours that go where they are not among these
 )->Published:
     "Put files into a repository in one commit, and tag it."
     from huggingface_hub import HfApi
     api = HfApi(token=need_token())
     refuse_secrets(files)
     if settings.create: _create(api, repo, kind, settings)
-    operations = _operations(files)
+    stale = _stale(api, repo, kind, files, settings, passing)
+    operations = _operations(files, stale)
     commit = attempt(lambda: api.create_commit(repo, operations, commit_message=settings.message or message, repo_type=kind), repo)
     for tag in tags: attempt(lambda tag=tag: move_tag(api, repo, kind, tag, commit.oid), repo)
-    return Published(repo, kind, f"{api.endpoint}/{'' if kind == 'model' else kind + 's/'}{repo}", commit.oid, list(files), sum(map(size_of, files.values())), list(tags))
+    return Published(repo, kind, f"{api.endpoint}/{'' if kind == 'model' else kind + 's/'}{repo}", commit.oid, list(files), sum(map(size_of, files.values())), list(tags), stale)
 
 # %% ../../nbs/06_publish/02_hub.ipynb #c021
 def listing(
@@ -221,16 +237,28 @@ def jsonl_bytes(
 
 def _tables(splits): return {f'{d.split}.{kind}': make(d) for d in splits for kind, make in (('csv', csv_bytes), ('jsonl', jsonl_bytes))}
 
-def _card(own, kind, made):
+def _own_card(file):
+    try: return Path(file).read_text(encoding='utf-8')
+    except OSError as e: raise UserError(f'the card {file} cannot be read ({e.strerror})') from None
+    except UnicodeDecodeError: raise UserError(f'the card {file} is not UTF-8') from None
+
+def card_bytes(
+    own:str|None, # a file of the user's
+    kind:str, # model, dataset or space
+    made:Callable, # writes ours
+)->bytes:
     "The card of the user, or else ours; checked."
-    try: text = Path(own).read_text(encoding='utf-8') if own else made()
-    except OSError as e: raise UserError(f'the card {own} cannot be read ({e.strerror})') from None
-    return check_card(text, kind).encode()
+    return check_card(_own_card(own) if own else made(), kind).encode()
 
 def _below(folder):
     "Files of a folder by their path in it, hidden ones left out."
     inside = {p.relative_to(folder).as_posix(): p for p in sorted(Path(folder).rglob('*')) if p.is_file()}
     return {path: p for path, p in inside.items() if not any(part.startswith('.') for part in path.split('/'))}
+
+def _built(file):
+    "How the lab built a dataset, without the place that it was built from."
+    try: return as_json(without_places(json.loads(file.read_text(encoding='utf-8'))))
+    except ValueError: raise UserError(f'{file} is not JSON: repair or remove it') from None
 
 def dataset_files(
     folder:str|Path, # a dataset folder
@@ -239,8 +267,10 @@ def dataset_files(
 )->Files:
     "What is published of a dataset."
     splits = read_splits(folder)
-    made = {'README.md': _card(settings.card, 'dataset', lambda: dataset_card(splits, repo, settings.license or 'unknown')), 'sample.png': sample_png(splits[0])}
-    return select(_below(folder) | _tables(splits) | made, settings)
+    made = {'README.md': card_bytes(settings.card, 'dataset', lambda: dataset_card(splits, repo, settings.license or 'unknown')), 'sample.png': sample_png(splits[0])}
+    found = _below(folder)
+    if 'built.json' in found: found['built.json'] = _built(found['built.json'])
+    return select(found | _tables(splits) | made, settings)
 
 # %% ../../nbs/06_publish/02_hub.ipynb #c028
 def without_places(
@@ -249,7 +279,12 @@ def without_places(
     "The value with absolute paths cut to their last part: where something lay on this machine is nobody's business."
     if isinstance(value, dict): return {k: without_places(v) for k, v in value.items()}
     if isinstance(value, list): return [without_places(v) for v in value]
-    return Path(value).name if isinstance(value, str) and '\n' not in value and Path(value).is_absolute() else value
+    return Path(value).name if isinstance(value, str) and re.fullmatch('(/|file:/|~[^ /]*/).*', value) else value
+
+def _open_config(config):
+    "A run's config for everybody: nor is its mirror anybody's business."
+    run = {k: v for k, v in (config.get('run') or {}).items() if k != 'mirror'}
+    return without_places(config | (dict(run=run) if 'run' in config else {}))
 
 def code_files()->Files:
     "The library itself."
@@ -295,8 +330,12 @@ def weights_files(
 def _run_files(subject):
     "What a run knows beyond its weights."
     import yaml
-    found = {'config.yaml': yaml.safe_dump(without_places(subject.config), sort_keys=False).encode()} if subject.config else {}
+    found = {'config.yaml': yaml.safe_dump(_open_config(subject.config), sort_keys=False).encode()} if subject.config else {}
     return found | ({'curves.png': curves_png(subject)} if subject.rows else {})
+
+def passing_files()->list[str]:
+    "What one model has and another has not: of an older state, it goes."
+    return ['config.yaml', 'curves.png', *code_files()]
 
 def model_files(
     subject:Subject, # a checkpoint
@@ -306,7 +345,7 @@ def model_files(
     code:bool=False, # publish the library's code too?
 )->Files:
     "What is published of a model."
-    card = _card(settings.card, 'model', lambda: model_card(subject, repo, settings.license or 'apache-2.0', dataset))
+    card = card_bytes(settings.card, 'model', lambda: model_card(subject, repo, settings.license or 'apache-2.0', dataset))
     made = {name: _template(name) for name in ('inference_example.py', 'handler.py')} | {'requirements.txt': requirements(code=code).encode(), 'README.md': card}
     return select(weights_files(subject) | _run_files(subject) | made | (code_files() if code else {}), settings)
 
@@ -330,7 +369,7 @@ def publish_model(
     "Publish a checkpoint, tagged by its step and accuracy."
     subject = read_subject(source, checkpoint)
     message = f'Publish step {subject.step}' if subject.step is not None else 'Publish'
-    return publish(model_files(subject, repo, settings, dataset, code), repo, 'model', settings, message, tags_of(subject))
+    return publish(model_files(subject, repo, settings, dataset, code), repo, 'model', settings, message, tags_of(subject), passing_files())
 
 # %% ../../nbs/06_publish/02_hub.ipynb #c036
 Private = Annotated[bool, typer.Option('--private/--public', help='Who may see it, when it is created.')]

@@ -51,8 +51,9 @@ class Copies:
         url:str, # as in `run.mirror`
     ):
         self.folder, self.url, self.file = Path(folder), url, Path(folder)/'.mirror.json'
+        self.root = f'{url.rstrip("/")}/{self.folder.name}'
         known = json.loads(self.file.read_text(encoding='utf-8')) if self.file.exists() else {}
-        self.sent = known['sent'] if known.get('url') == url else {}
+        self.sent = known['sent'] if known.get('root') == self.root else {} # a run that was renamed has nothing there yet
 
     def update(self)->int: # files copied
         "Copy what is new, remove what the run has removed."
@@ -65,7 +66,7 @@ class Copies:
             for name, stamp in new.items(): self._put(fs, f'{root}/{name}', files[name], name, stamp)
             for name in gone: self._remove(fs, f'{root}/{name}', name)
         finally:
-            if new or gone: write_json(self.file, dict(url=self.url, sent=self.sent))
+            if new or gone: write_json(self.file, dict(root=self.root, sent=self.sent))
         links = {p.name: os.readlink(p) for p in (self.folder/'checkpoints').glob('*') if p.is_symlink()}
         if links and new: fs.pipe_file(f'{root}/checkpoints/links.json', json.dumps(links).encode())
         return len(new)

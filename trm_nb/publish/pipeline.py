@@ -29,7 +29,7 @@ from ..learn.launch import SlurmSettings, die_with_parent, last_word, torchrun_c
 from ..learn.telemetry import SINKS, Run, SinkSettings, chosen_sinks
 from ..models.pretrained import find_checkpoint
 from .cards import read_subject
-from .hub import PublishSettings, check_repo, code_files, dataset_files, listing, model_files, need_token, plan_text, publish, tags_of
+from .hub import PublishSettings, check_repo, code_files, dataset_files, listing, model_files, need_token, passing_files, plan_text, publish, tags_of
 from .space import space_files, write_folder
 
 # %% ../../nbs/06_publish/05_pipeline.ipynb #c008
@@ -365,7 +365,7 @@ def _model_files(section, subject, repo, dataset):
 
 def _publish_model(section, run, repo, dataset, force):
     subject = read_subject(run, section.checkpoint)
-    return publish(_model_files(section, subject, repo, dataset), repo, 'model', section.how(), f'Publish step {subject.step}', tags_of(subject))
+    return publish(_model_files(section, subject, repo, dataset), repo, 'model', section.how(), f'Publish step {subject.step}', tags_of(subject), passing_files())
 
 def _space_files(section, subject, model): return space_files(subject, section.repo_id or 'me/page', section.how(), model)
 

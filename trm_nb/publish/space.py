@@ -12,9 +12,9 @@ from typing import Annotated
 import typer
 from ..data.basics import atomic_folder, check_place
 from ..models.zoo import parameters
-from .cards import Subject, check_card, front, kind_title, read_subject, result_rows, skeleton
+from .cards import Subject, front, kind_title, read_subject, result_rows, skeleton
 from .hub import (Card, Create, Dry, Extra, Files, Ignore, Include, License, Message, Private, PublishSettings, Published,
-                                as_json, check_repo, code_files, need_token, options, plan_text, publish, requirements, select, weights_files)
+                                as_json, card_bytes, check_repo, code_files, need_token, options, plan_text, publish, requirements, select, weights_files)
 from ..data.resources import experiments_path
 
 # %% ../../nbs/06_publish/04_space.ipynb #c005
@@ -47,9 +47,13 @@ def about(
     subject:Subject, # a checkpoint
 )->str:
     "The model in a sentence or two."
-    rows = result_rows(subject)
-    good = f' It solves {rows[0][1]} of {rows[0][3]} test puzzles exactly.' if rows and rows[0][3] else ''
-    return f"A tiny recursive model of {parameters(skeleton(subject.metadata)):,} parameters for {kind_title(subject.metadata.get('puzzle'))} puzzles. It improves its answer step by step; below you see each step.{good}"
+    return f"A tiny recursive model of {parameters(skeleton(subject.metadata)):,} parameters for {kind_title(subject.metadata.get('puzzle'))} puzzles. It improves its answer step by step; below you see each step.{_good(result_rows(subject))}"
+
+def _good(rows):
+    "How much it solves, in a sentence."
+    voted = next((r for r in rows if '@' in r[0]), None)
+    if voted: return f' Of the test tasks it solves {voted[1]} ({voted[0]}).'
+    return f' It solves {rows[0][1]} of {rows[0][3]} test puzzles exactly.' if rows and rows[0][3] else ''
 
 def space_json(
     subject:Subject, # a checkpoint
@@ -68,9 +72,9 @@ def space_files(
     model:str|None=None, # Hub id of the model
 )->Files:
     "What a Space consists of."
-    card = Path(settings.card).read_text(encoding='utf-8') if settings.card else space_card(subject, repo, settings.license or 'apache-2.0', model)
+    card = card_bytes(settings.card, 'space', lambda: space_card(subject, repo, settings.license or 'apache-2.0', model))
     own = {name: experiments_path(f'hub/{name}').read_bytes() for name in ('app.py', 'Dockerfile', 'handler.py')}
-    own |= {'README.md': check_card(card, 'space').encode(), 'requirements.txt': requirements(f'gradio=={GRADIO}', *SERVE).encode(), 'space.json': as_json(space_json(subject, repo))}
+    own |= {'README.md': card, 'requirements.txt': requirements(f'gradio=={GRADIO}', *SERVE).encode(), 'space.json': as_json(space_json(subject, repo))}
     own['.dockerignore'] = b'.git\n__pycache__\n*.pyc\n'
     return select(own | {f'model/{name}': content for name, content in weights_files(subject).items()} | code_files(), settings)
 
