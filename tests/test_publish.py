@@ -322,7 +322,7 @@ def test_no_environment_file(hub, run, tmp_path, name):
 
 def test_places_stay_here(hub, run, data, tmp_path):
     "Neither paths of this machine nor the mirror's address, whatever a file spells them like."
-    assert without_places(dict(a='file:///home/jane/secret/runs', b='~/secret/y', c='~jane/secret/z', d='~5 cells/s', e='hub:me/x')) == dict(a='runs', b='y', c='z', d='~5 cells/s', e='hub:me/x')
+    assert without_places(dict(a='file:///data/jane/secret/runs', b='~/secret/y', c='~jane/secret/z', d='~5 cells/s', e='hub:me/x')) == dict(a='runs', b='y', c='z', d='~5 cells/s', e='hub:me/x')
     settings = yaml.safe_load((run/'config.yaml').read_text())
     (run/'config.yaml').write_text(yaml.safe_dump(settings | dict(run=dict(mirror='gs://secret/runs'))))
     assert yaml.safe_load(model_files(read_subject(run), 'me/tiny')['config.yaml']) == settings | dict(runs='runs', data=dict(path=data.name), run={})

@@ -296,7 +296,7 @@ def main(
     "Entry of a rank; leaves status.json. Once it trains, signals let it save and leave, and cut neither short."
     folder, *flags = args or sys.argv[1:]
     first = os.environ.get('RANK', '0') == '0'
-    die_with_parent(int(os.environ.get('TRM_LAUNCHER', 0)))
+    die_with_parent(int(os.environ.pop('TRM_LAUNCHER', 0))) # not for what this process starts
     try: mine = first and Hold(Path(folder)/'config.yaml', patience=1) # until this process ends
     except UserError as e: # the last word is the other's
         print(f'trm: {e}', file=sys.stderr)
