@@ -1,6 +1,7 @@
 """The lab's commands: what is asked for, what is refused, and runs on a real Slurm cluster of one node."""
 import json, os, shutil, signal, subprocess, sys, time
 from collections import namedtuple
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 import psutil
@@ -122,7 +123,7 @@ def test_signals_to_every_process(here, times, pause):
     assert len(family) >= 4
     for _ in range(times):
         for p in family:
-            if p.is_running(): p.send_signal(signal.SIGTERM)
+            with suppress(psutil.NoSuchProcess): p.send_signal(signal.SIGTERM)
         time.sleep(pause)
     assert queue.wait(120) is not None
     assert state('exp01a') == 'stopped' and saved_steps(here/'runs/exp01a/checkpoints'), (here/'runs/exp01a/job.json').read_text()
