@@ -641,7 +641,8 @@ def test_two_checkpoints_in_jupyterlab(running):
     settled(page)
     page.get_by_role('button', name='Compare').click()
     settled(page, "x.sides.b !== null && x.sides.b.label === 'one'")
-    same = "return x.sides.a.arrays.inner_confidence.join() === x.sides.b.arrays.inner_confidence.join()"
+    same = """const [a, b] = ['a', 'b'].map(k => x.sides[k].arrays.inner_confidence)
+        return a.length === b.length && a.every((v, i) => Math.abs(v - b[i]) <= 1)"""          # bytes: the last bit of a sum depends on where in memory it is made
     assert page.evaluate(DO, same)
     if not page.locator('[data-model=b]').is_visible(): page.get_by_role('button', name='Settings').click()
     page.locator('[data-model=b]').select_option('two')
