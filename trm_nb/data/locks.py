@@ -55,6 +55,11 @@ class Hold:
         "Give the lock back."
         self.file.close()
 
+    def remove(self):
+        "Give the lock back, and leave no file."
+        self.path.unlink(missing_ok=True)
+        self.release()
+
 def held(
     path:str|Path|None, # a lock file
 )->bool|None: # None where nobody can say
@@ -76,8 +81,7 @@ def alone(
     hold = Hold(folder/'.lock', patience)
     try: yield
     finally:
-        hold.path.unlink(missing_ok=True)
-        hold.release()
+        hold.remove()
         with suppress(OSError):
             for p in made: p.rmdir()
 

@@ -291,8 +291,7 @@ class Queue:
 
     def close(self):
         "Remove the lock and give it back."
-        self.hold.path.unlink(missing_ok=True)
-        self.hold.release()
+        self.hold.remove()
 
     def _turn(self):
         if self.asked: self.stop()

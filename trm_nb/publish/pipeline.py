@@ -556,9 +556,7 @@ def _alone(file, machine):
     try: hold = Hold(_beside_file(file, machine, 'lock'), patience=1)
     except UserError: raise UserError(f'{file} is being worked on by another process') from None
     try: yield
-    finally:
-        hold.path.unlink(missing_ok=True)
-        hold.release()
+    finally: hold.remove()
 
 def run_pipeline(
     file:str|Path, # YAML
