@@ -307,6 +307,32 @@ def test_a_page_plays_offline(traces, tmp_path, browser):
     page.wait_for_function("() => document.querySelector('.trm').explorer.influences.size > 0")
     assert page.bad == [] and page.asked == []
 
+SLOWLY = '''async (root, name) => {
+  const f = Response.prototype.arrayBuffer, values = { live: true, status: { busy: true }, kind: 'x' }, heard = {};
+  const model = { get: k => values[k], on: (n, f) => { heard[n] = f; }, off() {}, send() {}, tell(k, v) { values[k] = v; heard['change:' + k]?.(); } };
+  const x = new root[name].constructor(model, document.createElement('div')), seen = () => [x.busy, !!(x.sides ? x.sides.a : x.data)], now = () => new Promise(r => setTimeout(r, 50));
+  x.begin?.();
+  Response.prototype.arrayBuffer = async function () { const bytes = await f.call(this); await new Promise(r => { x.go_on = r; }); return bytes; };
+  await now();
+  model.tell(name === 'lab' ? 'pack' : 'pack_a', root[name].model.get(name === 'lab' ? 'pack' : 'pack_a'));
+  model.tell('status', { busy: false });
+  await now();
+  const before = seen();
+  x.go_on();
+  await now();
+  Response.prototype.arrayBuffer = f;
+  return [before, seen()]; }'''
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['explorer', 'lab'])
+def test_busy_until_all_is_seen(name, solver, traces, tmp_path, browser):
+    "The kernel says that it is done right behind the last pack, which takes a while to unpack."
+    page = offline(browser)
+    path = Player(traces[0]).to_html(tmp_path/'page.html') if name == 'explorer' else lab_pages(solver, tmp_path)[2][1]
+    page.goto(path.as_uri())
+    page.wait_for_function(READY if name == 'explorer' else LAB_READY)
+    assert page.evaluate(f"() => ({SLOWLY})(document.querySelector('.trm'), '{name}')") == [[True, False], [False, True]] and page.bad == []
+
 @pytest.mark.slow
 def test_a_frame_in_a_notebook_plays(traces, tmp_path, browser):
     (tmp_path/'frame.html').write_text(f'<!doctype html><meta charset="utf-8"><body>{Player(traces[0])._repr_html_()}')
@@ -641,8 +667,7 @@ def test_two_checkpoints_in_jupyterlab(running):
     settled(page)
     page.get_by_role('button', name='Compare').click()
     settled(page, "x.sides.b !== null && x.sides.b.label === 'one'")
-    same = """const [a, b] = ['a', 'b'].map(k => x.sides[k].arrays.inner_confidence)
-        return a.length === b.length && a.every((v, i) => Math.abs(v - b[i]) <= 1)"""          # bytes: the last bit of a sum depends on where in memory it is made
+    same = "const [a, b] = ['a', 'b'].map(k => [...x.sides[k].arrays.inner_confidence].join()); return a === b"
     assert page.evaluate(DO, same)
     if not page.locator('[data-model=b]').is_visible(): page.get_by_role('button', name='Settings').click()
     page.locator('[data-model=b]').select_option('two')
@@ -656,6 +681,7 @@ def test_two_checkpoints_in_jupyterlab(running):
 
 @pytest.mark.slow
 def test_scrubbing_in_jupyterlab(running):
+    running.bring_to_front()                                 # a hidden tab gets a frame a second
     settled(running)
     times = running.evaluate(SCRUB)
     print(f'JupyterLab: a new frame after {statistics.median(times):.1f} ms (median), {max(times):.1f} ms at most')

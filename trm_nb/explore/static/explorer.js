@@ -453,12 +453,13 @@ export class Explorer {
   constructor(model, root) {
     this.model = model; this.root = root; this.live = model.get('live');
     this.sides = { a: null, b: null }; this.frames = []; this.u = 0; this.cell = -1; this.playing = false; this.draft = null; this.pen = null;
-    this.asked = new Map(); this.influences = new Map(); this.serial = 0; this.loads = { a: 0, b: 0 }; this.hidden = false; this.shown = -1;
+    this.asked = new Map(); this.influences = new Map(); this.serial = 0; this.loads = { a: 0, b: 0 }; this.loaded = {}; this.hidden = false; this.shown = -1;
     this.build();
     this.theme = new Theme(root, () => this.relayout());
     this.listen();
-    this.takeBoard(); this.takeStatus();
-    for (const side of SIDES) this.load(side);
+    this.takeBoard();
+    for (const side of SIDES) this.takePack(side);
+    this.takeStatus();
   }
 
   // ---- page
@@ -531,7 +532,7 @@ export class Explorer {
 
   listen() {
     const m = this.model, on = (name, f) => { m.on(name, f); (this.offs ||= []).push(() => m.off(name, f)); };
-    for (const side of SIDES) on('change:pack_' + side, () => { const done = this.load(side); if (side === 'a') this.loaded = done; });
+    for (const side of SIDES) on('change:pack_' + side, () => this.takePack(side));
     on('change:board', () => this.takeBoard());
     on('change:status', () => this.takeStatus());
     on('msg:custom', (message, buffers) => this.answered(message, buffers));
@@ -554,6 +555,8 @@ export class Explorer {
   }
 
   // ---- what the kernel says
+
+  takePack(side) { this.loaded[side] = this.load(side).catch(e => console.error('explorer: a pack cannot be read', e)); }
 
   async load(side) {
     const turn = ++this.loads[side], data = this.model.get('pack_' + side);
@@ -586,7 +589,8 @@ export class Explorer {
     this.relayout();
   }
 
-  takeStatus() {
+  async takeStatus() {
+    await Promise.all([this.loaded.a, this.loaded.b]); // what is said after a pack holds once that pack is seen: `not busy` comes right behind the last one
     const s = this.model.get('status') || {};
     this.busy = !!s.busy;
     this.progress.firstChild.style.width = (s.busy ? 100 * (s.done || 0) : 0) + '%';
@@ -796,7 +800,7 @@ export class Explorer {
   /** Look at what an address says; what it does not know stays. */
   async restore(s) {
     const may = (select, value) => { if (value !== undefined && [...select.options].some(o => o.value === value)) select.value = value; };
-    if (s.p && s.p !== this.puzzles.value && +s.p < this.puzzles.options.length) { this.puzzles.value = s.p; this.model.choose(+s.p); await this.loaded; }
+    if (s.p && s.p !== this.puzzles.value && +s.p < this.puzzles.options.length) { this.puzzles.value = s.p; this.model.choose(+s.p); await this.loaded.a; }
     may(this.shade, s.shade); may(this.lens, s.lens === 'last' ? '' : s.lens); may(this.grain, s.grain); may(this.heat, s.heat);
     if (s.theme) { this.theme.forced = s.theme === 'dark'; this.theme.apply(); }
     const a = this.sides.a;
@@ -1317,14 +1321,17 @@ class Lab {
   begin() {
     this.theme = new Theme(this.root, () => this.relayout());
     const on = (name, f) => { this.model.on(name, f); (this.offs ||= []).push(() => this.model.off(name, f)); };
-    on('change:pack', () => this.load()); on('change:status', () => this.say());
+    on('change:pack', () => this.takePack()); on('change:status', () => this.say());
     this.heard?.(on);
     this.resized = new ResizeObserver(() => { const w = this.root.clientWidth; if (w && w !== this.seenWidth) { this.seenWidth = w; this.relayout(); } });
     this.resized.observe(this.root);
-    this.say(); this.load();
+    this.takePack(); this.say();
   }
 
-  say() {
+  takePack() { this.loaded = this.load().catch(e => console.error(this.model.get('kind') + ': a pack cannot be read', e)); }
+
+  async say() {
+    await this.loaded;
     const s = this.model.get('status') || {};
     this.busy = !!s.busy;
     this.progress.firstChild.style.width = (s.busy ? 100 * (s.done || 0) : 0) + '%'; this.progress.classList.toggle('trm-busy', this.busy);
