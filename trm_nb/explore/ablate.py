@@ -7,7 +7,6 @@ __all__ = ['Condition', 'standard_conditions', 'changeable', 'Result', 'conditio
 
 # %% ../../nbs/04_explore/075_ablate.ipynb #c002
 import json
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Iterator, Literal
@@ -67,15 +66,11 @@ def changeable(
     return dict(latents=list(act.inner.latent_names), **cycles, halt_max_steps=s.halt_max_steps, identifiers=act.shape.num_puzzle_identifiers if s.puzzle_emb_ndim else 0)
 
 # %% ../../nbs/04_explore/075_ablate.ipynb #c008
-@contextmanager
-def _changed(act, c):
-    "The model under a condition; as before when the block ends."
-    inner = act.inner
-    with altered(act, c):
-        try:
-            if c.blind: inner.read_rows = lambda ids: torch.zeros(len(ids), act.settings.puzzle_emb_ndim, device=ids.device)
-            yield
-        finally: vars(inner).pop('read_rows', None)
+def _changed(solver, c):
+    "The model under a condition; the one given stays as it is."
+    act = altered(solver, c).act
+    if c.blind: act.inner.read_rows = lambda ids: torch.zeros(len(ids), act.settings.puzzle_emb_ndim, device=ids.device)
+    return act
 
 def _edit(start, c):
     "What is done to latents before a step."
@@ -132,14 +127,14 @@ def condition_frames(
 )->Iterator[tuple[float, Result|None]]:
     "Yield (share done, result so far) after every ACT step; the result holds finished batches. To cancel, stop iterating."
     _check(solver.act, condition)
-    steps, found, result = condition.steps or steps or solver.act.settings.halt_max_steps, [], None
-    with _changed(solver.act, condition):
-        for first in range(0, len(tokens), batch_size):
-            batch, rows = one_batch(tokens[first:first + batch_size], solver.device, condition.identifier), []
-            for step, answers in _outputs(solver.act, batch, condition, steps):
-                rows.append(answers)
-                if step == steps: result = _result(condition, found := found + [np.stack(rows, 1)], known)
-                yield min(1., (first + len(batch['inputs']) * step / steps) / len(tokens)), result
+    act, found, result = _changed(solver, condition), [], None
+    steps = condition.steps or steps or act.settings.halt_max_steps
+    for first in range(0, len(tokens), batch_size):
+        batch, rows = one_batch(tokens[first:first + batch_size], solver.device, condition.identifier), []
+        for step, answers in _outputs(act, batch, condition, steps):
+            rows.append(answers)
+            if step == steps: result = _result(condition, found := found + [np.stack(rows, 1)], known)
+            yield min(1., (first + len(batch['inputs']) * step / steps) / len(tokens)), result
 
 # %% ../../nbs/04_explore/075_ablate.ipynb #c010
 _PLAIN = ('puzzle', 'source')

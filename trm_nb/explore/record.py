@@ -7,6 +7,7 @@ __all__ = ['HOLD', 'PILOTS', 'Moments', 'attention_weights', 'mixer_slopes', 'ch
            'one_batch', 'Frame', 'recording', 'record']
 
 # %% ../../nbs/04_explore/025_record.ipynb #c002
+import threading
 from dataclasses import dataclass
 from functools import partial
 from typing import Callable, Iterator
@@ -97,16 +98,16 @@ def _mixers(inner):
     return [(b, getattr(block, 'self_attn', None) or getattr(block, 'mlp_t', None)) for b, block in blocks]
 
 class _Maps:
-    "Hooks that note who reads whom, while `on`."
+    "Hooks that note who reads whom, in the thread `on`: others may run the same layers."
     def __init__(self, inner, blocks):
-        self.cells, self.on, self.found = inner.shape.seq_len, False, []
+        self.cells, self.on, self.found = inner.shape.seq_len, None, []
         layers = [(b, m) for b, m in _mixers(inner) if m is not None and (blocks is None or b in blocks)]
         if not layers: raise UserError(f'no block of this model mixes positions in a way that can be shown (blocks {blocks})')
         self.hooks = [m.register_forward_pre_hook(self._hook(b)) for b, m in layers]
 
     def _hook(self, block):
         def note(layer, args):
-            if not self.on: return
+            if self.on != threading.get_ident(): return
             table = attention_weights(layer, *args) if isinstance(layer, Attention) else mixer_slopes(layer, args[0])
             self.found.append((block, table[..., -self.cells:, -self.cells:].half().cpu()))
         return note
@@ -169,7 +170,7 @@ class Recorder:
 
     def _arm(self):
         "Should the hooks note the coming ACT step?"
-        if self.maps: self.maps.on = len(self.steps) + 1 in self.mixing
+        if self.maps: self.maps.on = threading.get_ident() if len(self.steps) + 1 in self.mixing else None
 
     def _inner(self, new, moved):
         "What is said about cells at an update."

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['log', 'FAMILIES', 'TAUGHT', 'KEPT', 'UNTRAINED', 'WORK', 'PAUSE', 'SENT', 'BANNERS', 'VISITORS', 'STAGE',
            'STAGE_HTML', 'LESSON', 'LESSONS', 'ABOUT', 'HEAD', 'TURN', 'CSS', 'CLIENT', 'family', 'untrained_name',
-           'untrained', 'Shelf', 'Asked', 'task_entries', 'first_puzzles', 'PageSettings', 'check_work', 'begun',
-           'surest', 'engine_frames', 'Board', 'row_of', 'verdict', 'Visitors', 'answer_facts', 'model_facts',
-           'facts_html', 'Lesson', 'lesson_html', 'page_theme', 'Handlers', 'build_page', 'Doors', 'mount_page',
-           'share', 'start', 'serve_command']
+           'untrained', 'Shelf', 'Asked', 'task_entries', 'first_puzzles', 'PageSettings', 'check_work', 'surest',
+           'engine_frames', 'Board', 'row_of', 'verdict', 'Visitors', 'answer_facts', 'model_facts', 'facts_html',
+           'Lesson', 'lesson_html', 'page_theme', 'Handlers', 'build_page', 'Doors', 'mount_page', 'share', 'start',
+           'serve_command']
 
 # %% ../../nbs/07_serve/03_app.ipynb #c002
 import base64, hmac, json, logging, queue, re, secrets, sys, tempfile, threading, time
@@ -34,7 +34,7 @@ from ..explore.record import Frame, one_batch, recording
 from ..explore.solver import Solver
 from ..explore.trace import Trace
 from ..explore.widgets import Explorer
-from ..models.act import ACT, PuzzleShape
+from ..models.act import PuzzleShape
 from ..models.pretrained import SHIPPED, find_checkpoint, read_metadata, save_pretrained
 from ..models.zoo import build_model, parameters, step_cost
 from ..publish.cards import kind_title
@@ -221,16 +221,6 @@ def check_work(
 
 PAUSE = .4  # seconds between two pictures of a solve under way
 
-@contextmanager
-def begun(
-    act:ACT, # a model
-    start:Callable, # how its latents begin, as `inner.start`; None: as ever
-):
-    "The model with other beginnings, until the block ends."
-    if start: act.inner.start = start
-    try: yield
-    finally: vars(act.inner).pop('start', None)
-
 def surest(
     solver:Solver, # a model
     entry:Entry, # a puzzle
@@ -240,14 +230,11 @@ def surest(
     from trm_nb.evaluate.compute import ComputeSettings, Noise, answer_key, rollouts
     wish = ComputeSettings(rollouts=settings.rollouts, start_noise=settings.noise or 1., seed=settings.seed)
     batch, zero = one_batch(entry.tokens[None], solver.device, settings.identifier), torch.zeros(1, dtype=torch.int64, device=solver.device)
-    with closing(rollouts(solver.act, batch, zero, wish, settings.steps)) as tries:
-        while True:
-            with altered(solver.act, settings.model_copy(update=dict(noise=0.))): found = next(tries, None)
-            if found is None: break
-            out = found[1]
-            yield
+    act = altered(solver, settings.model_copy(update=dict(noise=0.))).act
+    with closing(rollouts(act, batch, zero, wish, settings.steps)) as tries:
+        for _, out in tries: yield
     keys, best = answer_key(out.logits.argmax(-1)), int(out.q_halt.argmax())
-    start, noise = type(solver.act.inner).start.__get__(solver.act.inner), Noise(wish)
+    start, noise = act.inner.start, Noise(wish)
     begin = lambda batch_size: noise.start(start(batch_size), zero + best)
     return begin, f'Rollout {best + 1} of {wish.rollouts}, the surest; {int((keys == keys[best]).sum())} answer alike. '
 
@@ -256,14 +243,11 @@ def _guest(entry, settings, like, got, told):
     def work(solver):
         start, words = (yield from surest(solver, entry, settings)) if settings.rollouts > 1 else (None, '')
         told(words)
-        own = settings.model_copy(update=dict(noise=0. if start else settings.noise))
-        changed = lambda: altered(solver.act, own)
-        with changed(): frames = recording(solver.act, entry.tokens, solver.look, entry.solution, settings.steps, settings.identifier, like, puzzle=solver.puzzle.name, source=str(solver.source or ''))
+        act = altered(solver, settings.model_copy(update=dict(noise=0. if start else settings.noise))).act
+        if start: act.inner.start = start
         seen, due = None, 0.
-        with closing(frames):
-            while True:
-                with changed(), begun(solver.act, start): frame = next(frames, None)
-                if frame is None: return
+        with closing(recording(act, entry.tokens, solver.look, entry.solution, settings.steps, settings.identifier, like, puzzle=solver.puzzle.name, source=str(solver.source or ''))) as frames:
+            for frame in frames:
                 if frame.step == frame.steps or time.monotonic() > due: seen, due = frame.trace(), time.monotonic() + PAUSE
                 got.put(replace(frame, trace=partial(lambda trace: trace, seen)))
                 yield
