@@ -1,5 +1,5 @@
 """Markers and folders that every test may ask for."""
-import os
+import os, signal
 from pathlib import Path
 import pytest
 
@@ -9,6 +9,7 @@ def pytest_configure(config):
     "Name the markers: `make test` leaves out the slow ones, a machine without a GPU the cuda ones."
     config.addinivalue_line('markers', 'slow: runs in `make test-all` only')
     config.addinivalue_line('markers', 'cuda: needs a CUDA GPU')
+    signal.signal(signal.SIGHUP, signal.SIG_DFL) # also where the tests themselves were started with nohup
 
 def pytest_collection_modifyitems(items):
     "Skip `cuda` tests where there is no GPU."

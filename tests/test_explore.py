@@ -121,7 +121,7 @@ def test_trace_survives_saving(real, tmp_path):
 def test_html_needs_nothing_else(real, tmp_path):
     page = real.trace(puzzles(2)[1] - 1).to_html(tmp_path/'a.html', title='<x> & y').read_text()
     assert page.count('src="data:image/png;base64,') == page.count('<img') == 2
-    assert 'http' not in page and '<script' not in page and '<title>&lt;x&gt; &amp; y' in page
+    assert '://' not in page and '<script' not in page and '<title>&lt;x&gt; &amp; y' in page
 
 
 @pytest.mark.parametrize('puzzle, says', [('123', '16 cells, not 3'), (TEXT[:-1] + 'x', "cell 16 .* is 'x'"), ([[5] * 4] * 4, 'cell 1 .* is 5'), ([[1, 2], [3]], 'different lengths')])
