@@ -65,6 +65,7 @@ def test_a_visitor(shelf):
     assert [f['name'] for f in found['board']['fields']][-1] == 'rollouts' and next(f for f in found['board']['fields'] if f['name'] == 'steps')['max'] == 32
     assert 'parameters' in facts_html(board) and not found['board']['banner']
     assert board.fetch(board.versions)['state'] == {}                       # nothing twice
+    assert list(board.fetch({})['state'])[-1] == 'status'                   # behind the packs that it speaks of
     again = Visitors(shelf).open('another')
     again._again()
     settle(again)

@@ -272,7 +272,7 @@ def engine_frames(
     finally: future.cancel()
 
 # %% ../../nbs/07_serve/03_app.ipynb #c012
-SENT = ('board', 'status', 'pack_a', 'pack_b')  # what the browser is told of an explorer
+SENT = ('board', 'pack_a', 'pack_b', 'status')  # what the browser is told of an explorer; the status holds once the packs before it are seen
 
 def _plain(value): return base64.b64encode(value).decode() if isinstance(value, bytes) else value
 
