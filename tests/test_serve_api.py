@@ -311,6 +311,8 @@ def test_settings_that_would_not_hold():
     for bad, words in ((dict(token=''), 'must not be empty'), (dict(token=' '), 'must not be empty'), (dict(token='x '), 'blank'), (dict(cors=['*']), 'is no origin'), (dict(cors=['https://a.org', 'b.org']), 'is no origin'), (dict(cors=['https://a.org/page']), 'without a path')):
         with pytest.raises(UserError, match=words): check_settings(ServeSettings, bad)
     assert ServeSettings(token='a b').token == 'a b' and ServeSettings().token is None
+    with pytest.raises(UserError) as said: check_settings(ServeSettings, dict(token='secret '))
+    assert 'secret' not in str(said.value) and 'secret' not in repr(ServeSettings(token='secret'))
 
 
 def test_cors_with_a_slash(solver):

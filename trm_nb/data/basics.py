@@ -69,7 +69,8 @@ def explain(
     key = '.'.join(map(str, ([where] if where else []) + loc))
     if first['type'] == 'extra_forbidden':
         return f"unknown setting '{key}': {suggest(str(loc[-1]), _field_names(cls, loc[:-1]))}"
-    got = '' if first['type'] == 'missing' else f", got {first['input']!r:.60}"
+    shown = first['type'] != 'missing' and (not loc or getattr(cls.model_fields.get(loc[0]), 'repr', True))  # Field(repr=False): a secret
+    got = f", got {first['input']!r:.60}" if shown else ''
     return f"setting '{key}': {first['msg'].removeprefix('Value error, ')}{got}"
 
 def check_settings(

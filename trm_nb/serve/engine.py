@@ -52,7 +52,7 @@ class ServeSettings(Settings):
     cache_mb:float = Field(32., ge=0) # memory for answers given before; 0: none are kept
     models:int = Field(2, ge=1) # models kept loaded, and at most loaded at once; the first stays, and beside it one at least
     hub:bool = False # may a request name a model on the Hub?
-    token:str|None = None # clients must send it as `Authorization: Bearer TOKEN`
+    token:str|None = Field(None, repr=False) # clients must send it as `Authorization: Bearer TOKEN`
     cors:list[str] = [] # origins of other web pages that may ask, as https://example.org
     drain_seconds:float|None = Field(None, gt=0) # in which accepted requests are finished after SIGTERM; None: as long as one may take
 
