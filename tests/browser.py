@@ -56,6 +56,13 @@ def wait_for(url, process, seconds=90):
         except OSError: time.sleep(.3)
     raise RuntimeError(f'no server at {url}')
 
+def end(process, seconds=60):
+    "End a server that is not needed any more, gently at first: one of Jupyter waits for its kernels."
+    process.terminate()
+    try: process.wait(seconds)
+    except subprocess.TimeoutExpired: process.kill()
+    process.wait()
+
 @contextlib.contextmanager
 def server(folder, command, path):
     "A server of this environment's Jupyter with settings of its own; yields its address."
@@ -66,8 +73,7 @@ def server(folder, command, path):
         wait_for(f'http://127.0.0.1:{port}{path}', process)
         yield f'http://127.0.0.1:{port}'
     finally:
-        process.terminate()
-        process.wait(20)
+        end(process)
 
 def lab(folder):
     "JupyterLab on a folder."

@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from browser import end
 from tooling import slurm_cluster
 from tooling.fake_hub import FakeHub, validate
 from trm_nb import cli
@@ -540,8 +541,7 @@ def served(folder, log):
             time.sleep(.5)
         yield f'http://127.0.0.1:{port}/'
     finally:
-        app.terminate()
-        app.wait(20)
+        end(app)
 
 
 @pytest.mark.slow
