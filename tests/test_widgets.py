@@ -308,19 +308,22 @@ def test_a_page_plays_offline(traces, tmp_path, browser):
     assert page.bad == [] and page.asked == []
 
 SLOWLY = '''async (root, name) => {
-  const f = Response.prototype.arrayBuffer, values = { live: true, status: { busy: true }, kind: 'x' }, heard = {};
+  const read = Response.prototype.arrayBuffer, pack = name === 'lab' ? 'pack' : 'pack_a', values = { live: true, status: { busy: true }, kind: 'x' }, heard = {};
   const model = { get: k => values[k], on: (n, f) => { heard[n] = f; }, off() {}, send() {}, tell(k, v) { values[k] = v; heard['change:' + k]?.(); } };
-  const x = new root[name].constructor(model, document.createElement('div')), seen = () => [x.busy, !!(x.sides ? x.sides.a : x.data)], now = () => new Promise(r => setTimeout(r, 50));
+  const x = new root[name].constructor(model, document.createElement('div')), shown = () => !!(x.sides ? x.sides.a : x.data), seen = () => [x.busy, shown()];
+  const pause = () => new Promise(r => setTimeout(r, 20)), until = async f => { for (let i = 0; i < 500 && !f(); i++) await pause(); };
   x.begin?.();
-  Response.prototype.arrayBuffer = async function () { const bytes = await f.call(this); await new Promise(r => { x.go_on = r; }); return bytes; };
-  await now();
-  model.tell(name === 'lab' ? 'pack' : 'pack_a', root[name].model.get(name === 'lab' ? 'pack' : 'pack_a'));
+  await until(() => x.busy);
+  let goOn;
+  Response.prototype.arrayBuffer = async function () { const bytes = await read.call(this); await new Promise(r => { goOn = r; }); return bytes; };
+  model.tell(pack, root[name].model.get(pack));
   model.tell('status', { busy: false });
-  await now();
+  await until(() => goOn);
+  await pause();
   const before = seen();
-  x.go_on();
-  await now();
-  Response.prototype.arrayBuffer = f;
+  goOn();
+  await until(() => shown() && !x.busy);
+  Response.prototype.arrayBuffer = read;
   return [before, seen()]; }'''
 
 @pytest.mark.slow
@@ -667,7 +670,7 @@ def test_two_checkpoints_in_jupyterlab(running):
     settled(page)
     page.get_by_role('button', name='Compare').click()
     settled(page, "x.sides.b !== null && x.sides.b.label === 'one'")
-    same = "const [a, b] = ['a', 'b'].map(k => [...x.sides[k].arrays.inner_confidence].join()); return a === b"
+    same = "return x.sides.a.arrays.inner_confidence.join() === x.sides.b.arrays.inner_confidence.join()"
     assert page.evaluate(DO, same)
     if not page.locator('[data-model=b]').is_visible(): page.get_by_role('button', name='Settings').click()
     page.locator('[data-model=b]').select_option('two')
