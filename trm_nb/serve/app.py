@@ -28,9 +28,9 @@ from ..data.arc import Task, read_task
 from ..data.basics import MissingExtra, UserError, check_settings, in_brief
 from ..data.env import env
 from ..data.format import PUZZLES, Puzzle
-from ..explore.bench import Entry, RunSettings, altered, empty, known_solution, setting_fields
+from ..explore.bench import Entry, RunSettings, altered, empty, known_solution, run_frames, setting_fields
 from ..explore.player import static_file
-from ..explore.record import Frame, one_batch, recording
+from ..explore.record import Frame, one_batch
 from ..explore.solver import Solver
 from ..explore.trace import Trace
 from ..explore.widgets import Explorer
@@ -243,10 +243,9 @@ def _guest(entry, settings, like, got, told):
     def work(solver):
         start, words = (yield from surest(solver, entry, settings)) if settings.rollouts > 1 else (None, '')
         told(words)
-        act = altered(solver, settings.model_copy(update=dict(noise=0. if start else settings.noise))).act
-        if start: act.inner.start = start
-        seen, due = None, 0.
-        with closing(recording(act, entry.tokens, solver.look, entry.solution, settings.steps, settings.identifier, like, puzzle=solver.puzzle.name, source=str(solver.source or ''))) as frames:
+        own, seen, due = altered(solver, RunSettings()), None, 0.
+        if start: own.act.inner.start = start
+        with closing(run_frames(own, entry, settings.model_copy(update=dict(noise=0.)) if start else settings, like)) as frames:
             for frame in frames:
                 if frame.step == frame.steps or time.monotonic() > due: seen, due = frame.trace(), time.monotonic() + PAUSE
                 got.put(replace(frame, trace=partial(lambda trace: trace, seen)))
